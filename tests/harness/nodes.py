@@ -72,9 +72,7 @@ class RedisNode:
         """Start again on the same port, with the data it had or with none."""
         if empty:
             shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
-        self._server = ValkeyServer(
-            port=self._port, data_dir=self._folder, persist=True, config=self._config
-        )
+        self._server = ValkeyServer(port=self._port, data_dir=self._folder, persist=True, config=self._config)
         self._server.start()
 
     def restart(self, *, empty: bool = False) -> None:

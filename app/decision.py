@@ -1,0 +1,134 @@
+"""The one use case: what becomes of a pod.
+
+Knows the rules of an admission. Knows neither HTTP nor Redis: the review comes parsed, the semaphores are asked.
+"""
+
+import hashlib
+import hmac
+import itertools
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from app.admission import annotations, holder, injection
+from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenUnavailable
+from app.admission.injection import Carried, Pod, Sidecar
+from app.admission.review import Reason, Review, Verdict
+from app.semaphore.model import Claim, Full, Grant, Unavailable
+from app.semaphore.semaphores import Semaphores
+
+# The API server gives up a request after this long (its --request-timeout), so a reservation that is older is
+# not the reinvocation of an admission but a copy of its pod, which needs a slot of its own.
+REINVOCATION_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all admissions of this installation."""
+
+    sidecar: Sidecar
+    reservation_seconds: int
+    # Known to all replicas, so that each makes the same tokens of one review, and to nobody else.
+    secret: bytes = field(repr=False)
+    wall_clock: Callable[[], float] = time.time
+
+    @property
+    def group(self) -> str:
+        return annotations.group(self.sidecar.variant)
+
+    @property
+    def container_name(self) -> str:
+        return injection.container_name(self.sidecar.variant)
+
+
+def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float) -> Verdict:
+    """Decide about a pod that is about to be created; `deadline` is in monotonic seconds."""
+    if review.pod is None:
+        return Verdict.allow(Reason.NOT_ANNOTATED)
+    if review.is_mirror:  # the kubelet runs it whatever is said
+        return Verdict.allow(Reason.MIRROR)
+    try:
+        request = annotations.parse_slot_request(review.annotations, rules.group)
+    except InvalidAnnotation as error:
+        return Verdict.deny(Reason.INVALID, str(error))
+    if request is None:
+        return _leave_alone(review.pod, rules)
+    semaphore = f"{review.namespace}/{request.key}"
+    if review.dry_run:
+        patch = _patch(review.pod, request, rules, Grant(0, secrets.token_hex(16)), semaphore)
+        return Verdict.allow(Reason.DRY_RUN, patch=patch)
+    carried = injection.carried(review.pod, rules.container_name)
+    if carried and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
+        return Verdict.allow(Reason.REINVOKED)
+    return _ask_for_slot(review, review.pod, request, semaphores, rules, deadline)
+
+
+def tokens(review_uid: str, semaphore: str, secret: bytes) -> Iterator[str]:
+    """The tokens for the tries of one admission: the same review leads to the same, nobody else can guess them.
+
+    A review that the API server repeats so finds the slot it took before, if the first try had granted it.
+    """
+    for attempt in itertools.count():
+        name = json.dumps([review_uid, semaphore, attempt]).encode()
+        yield hmac.new(secret, name, hashlib.sha256).hexdigest()[:32]
+
+
+def _leave_alone(pod: Pod, rules: Rules) -> Verdict:
+    """A pod that asks for no slot; a sidecar of ours in it is a copy, and would renew another pod's lease."""
+    if injection.has_sidecar(pod, rules.container_name):
+        return Verdict.allow(Reason.SIDECAR_REMOVED, patch=injection.remove(pod, rules.container_name))
+    return Verdict.allow(Reason.NOT_ANNOTATED)
+
+
+def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, rules: Rules, deadline: float) -> bool:
+    """Whether the pod has just been given this very slot, and only passes through a second time."""
+    if carried.semaphore != semaphore:
+        return False
+    left_ms = semaphores.unclaimed_ms(semaphore, carried.slot, carried.token, deadline)
+    return left_ms is not None and left_ms > max(0, rules.reservation_seconds - REINVOCATION_SECONDS) * 1000
+
+
+def _ask_for_slot(
+    review: Review, pod: Pod, request: SlotRequest, semaphores: Semaphores, rules: Rules, deadline: float
+) -> Verdict:
+    semaphore = f"{review.namespace}/{request.key}"
+    if request.length == 0:
+        return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0")
+    claim = Claim(
+        semaphore=semaphore,
+        length=request.length,
+        reservation_ms=rules.reservation_seconds * 1000,
+        holder=holder.holder_of(pod, int(rules.wall_clock())),
+    )
+    outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)
+    match outcome:
+        case Grant():
+            message = f"semaphore {semaphore}: slot {outcome.slot} of {request.length}"
+            return Verdict.allow(Reason.GRANTED, message, patch=_patch(pod, request, rules, outcome, semaphore))
+        case Full(held, holders):
+            full = f"semaphore {semaphore} is full: {holder.describe(held, request.length, holders)}"
+            return Verdict.deny(Reason.FULL, full)
+        case Unavailable(why):
+            return _unavailable(pod, request, rules, f"semaphore {semaphore} is unavailable: {why}")
+
+
+def _unavailable(pod: Pod, request: SlotRequest, rules: Rules, message: str) -> Verdict:
+    if request.when_unavailable is WhenUnavailable.DENY:
+        return Verdict.deny(Reason.UNAVAILABLE, message)
+    # A sidecar that came with the pod is none of ours to trust: it would keep another pod's slot alive.
+    patch = injection.remove(pod, rules.container_name) if injection.has_sidecar(pod, rules.container_name) else None
+    warnings = ("admitted without a slot: no majority of the semaphore's Redis nodes answered",)
+    return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, message, patch=patch, warnings=warnings)
+
+
+def _patch(pod: Pod, request: SlotRequest, rules: Rules, grant: Grant, semaphore: str) -> str:
+    return injection.inject(
+        pod,
+        rules.sidecar,
+        semaphore=semaphore,
+        slot=grant.slot,
+        token=grant.token,
+        expiration_seconds=request.expiration_seconds,
+    )

@@ -1,0 +1,1 @@
+"""The semaphore: slots granted by a majority of independent Redis nodes."""

@@ -1,0 +1,166 @@
+"""What can be asked of one node, and how its reply reads. Every command is atomic there.
+
+Knows the wire form of requests and replies, not how they travel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
+
+from app.semaphore.model import (
+    Answer,
+    Claim,
+    Full,
+    Granted,
+    Lease,
+    Record,
+    Taken,
+    Unknown,
+)
+from sidecar.protocol import LONGEST_LEASE_MS, Keys
+
+Words = tuple[str | int, ...]
+
+
+def load_scripts() -> dict[str, str]:
+    """The Lua sources by name, from the files beside this module."""
+    folder = resources.files(__package__) / "scripts"
+    return {
+        file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".lua")
+    }
+
+
+class Command(Protocol):
+    """One request to one node."""
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        """The Redis command; `sha` gives the digest of each loaded script."""
+
+    def answer(self, reply: Any) -> Answer:
+        """What the node's reply means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Take a slot for the token: any free one from `start` on but those in `avoid`, or exactly `slot`."""
+
+    claim: Claim
+    token: str
+    start: int = 0
+    avoid: frozenset[int] = frozenset()
+    slot: int | None = None
+    found: bool = False  # make a record where there is none, instead of answering Unknown
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        claim, token = self.claim, self.token
+        return (
+            *("EVALSHA", sha["acquire"], 3),
+            *(keys.record(claim.semaphore), keys.lease(token), keys.reservation(token)),
+            *(token, claim.length, claim.reservation_ms, claim.holder, LONGEST_LEASE_MS, int(self.found)),
+            *(-1 if self.slot is None else self.slot, self.start, *sorted(self.avoid)),
+        )
+
+    def answer(self, reply: Any) -> Answer:
+        kind, *rest = reply
+        match kind:
+            case b"GRANTED":
+                return Granted(rest[0])
+            case b"FULL":
+                return Full(rest[0], tuple(holder.decode(errors="replace") for holder in rest[1:]))
+            case b"TAKEN":
+                return Taken()
+            case _:
+                return Unknown()
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Prolong the token's lease to `lease_ms` from now; answers whether it was still alive."""
+
+    token: str
+    lease_ms: int
+
+    def words(self, keys: Keys, _sha: Mapping[str, str]) -> Words:
+        return ("PEXPIRE", keys.lease(self.token), self.lease_ms)
+
+    def answer(self, reply: Any) -> Answer:
+        return bool(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End the token's lease; answers whether there was one. The entry in the record stays, and is dead."""
+
+    token: str
+
+    def words(self, keys: Keys, _sha: Mapping[str, str]) -> Words:
+        return ("UNLINK", keys.lease(self.token), keys.reservation(self.token))
+
+    def answer(self, reply: Any) -> Answer:
+        return bool(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """How many milliseconds the token's lease on the slot still is a mere reservation; below 1: it is none."""
+
+    semaphore: str
+    slot: int
+    token: str
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        token = self.token
+        names = (keys.record(self.semaphore), keys.lease(token), keys.reservation(token))
+        return ("EVALSHA", sha["unclaimed"], 3, *names, token, self.slot)
+
+    def answer(self, reply: Any) -> Answer:
+        return int(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The record of a semaphore with its live leases."""
+
+    semaphore: str
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        return ("EVALSHA", sha["read"], 1, keys.record(self.semaphore), keys.lease(""), keys.reservation(""))
+
+    def answer(self, reply: Any) -> Answer:
+        if reply is None:
+            return Unknown()
+        length, *rest = reply
+        return Record(length, {slot: lease for slot, lease in map(_slot_and_lease, _fives(rest))})
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Write leases that the node lacks, where their slots are free; `recorded`: it has a record already."""
+
+    semaphore: str
+    recorded: bool
+    record: Record
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        entries: list[str | int] = []
+        for slot, lease in self.record.leases.items():
+            entries += (slot, lease.token, lease.left_ms, lease.unclaimed_ms, lease.holder)
+        return (
+            *("EVALSHA", sha["restore"], 1, keys.record(self.semaphore)),
+            *(keys.lease(""), keys.reservation(""), int(self.recorded), self.record.length, *entries),
+        )
+
+    def answer(self, reply: Any) -> Answer:
+        return int(reply)
+
+
+def _fives(values: Sequence[Any]) -> list[Sequence[Any]]:
+    return [values[at : at + 5] for at in range(0, len(values), 5)]
+
+
+def _slot_and_lease(entry: Sequence[Any]) -> tuple[int, Lease]:
+    slot, token, left_ms, unclaimed_ms, holder = entry
+    return slot, Lease(token.decode(), left_ms, unclaimed_ms, holder.decode(errors="replace"))

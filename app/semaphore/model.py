@@ -1,0 +1,93 @@
+"""Values of the semaphore: what is wanted, what a node answers, what comes of it.
+
+Knows no Redis and decides nothing. "No" and "don't know" are different types throughout.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an admission wants: a slot of `semaphore` (`<namespace>/<key>`), of which there are `length`."""
+
+    semaphore: str
+    length: int
+    reservation_ms: int  # life of the lease until the sidecar's first renewal
+    holder: str  # JSON text for people, see app.admission.holder
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of a token to its slot, as one node sees it."""
+
+    token: str
+    left_ms: int
+    unclaimed_ms: int  # rest of the reservation; below 1 once a sidecar has renewed
+    holder: str
+
+
+# What a node answers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The token has this slot on the node, by this request or an earlier one."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Another token holds the slot on the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The node has no record of the semaphore: it is new, or the node lost its data. The node abstains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The live slots of a semaphore on a node, and the length last asked for."""
+
+    length: int
+    leases: Mapping[int, Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """No usable answer: the node may or may not have done it, so a release goes there too."""
+
+    why: str
+
+
+# What comes of it ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A majority of the nodes holds the slot for the token."""
+
+    slot: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """No slot is free: as a node's answer, and as the outcome. `holders` are a sample of the `held`."""
+
+    held: int
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """No majority answered, or none agreed, before the deadline. Whatever was taken has been released."""
+
+    why: str
+    unheard: Mapping[int, str]  # number of the node → why it gave no usable answer
+
+
+Answer = Granted | Taken | Full | Unknown | Record | Unheard | bool | int
+Outcome = Grant | Full | Unavailable

@@ -1,0 +1,238 @@
+"""One Redis node: its connection, what it still owes an answer to, and whether it is worth waiting for.
+
+Knows nothing of majorities. Nobody waits for a node twice: one that failed, or has not answered within its
+`patience`, is passed over until it is found to be well again, and that is found out beside the admissions: a
+connection is tried in a thread, an overdue answer is looked for when somebody comes by.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha1
+
+import redis
+
+from app.semaphore.commands import Command, Release
+from app.semaphore.model import Answer, Unheard
+from sidecar.protocol import Address, Keys
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 2.0
+# How long a failed node is left alone before it is tried again.
+PROBE_SECONDS = 0.5
+# An answer this late will not come: its connection leads nowhere, since a restarted pod has a new address.
+GIVE_UP_SECONDS = 3.0
+# Releases kept for a node without a connection. Those beyond it end with their leases.
+OWED_RELEASES = 1000
+
+
+class Node:
+    """A connection to one node that sends commands at once and gives back the answers as they come."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        keys: Keys,
+        scripts: Mapping[str, str],
+        patience_seconds: float,
+        username: str | None = None,
+        password: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address
+        self._keys = keys
+        self._scripts = scripts
+        # Redis addresses a script by its SHA-1, which guards nothing here.
+        self._sha = {name: sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in scripts.items()}
+        self._patience_seconds = patience_seconds
+        self._username, self._password = username, password
+        self._clock = clock
+        self._connection: redis.Connection | None = None
+        self._attempt: _Attempt | None = None
+        self._pending: deque[tuple[Command, float]] = deque()
+        self._owed: deque[Release] = deque(maxlen=OWED_RELEASES)
+        self._fault: str | None = None
+        self._retry_at = 0.0
+
+    @property
+    def is_passed_over(self) -> bool:
+        return self._fault is not None
+
+    def prepare(self, *, at_once: bool = False) -> None:
+        """See how things stand: take a finished attempt, drop a dead connection, start to connect anew.
+
+        A failed node is left alone for a while, unless it is needed `at_once`.
+        """
+        now = self._clock()
+        if self._attempt and not self._attempt.is_alive():
+            self._adopt(self._attempt)
+        if self._connection:
+            self.receive()
+        may_retry = at_once or now >= self._retry_at
+        if self._connection and self._pending:
+            self._mind_overdue(now - self._pending[0][1])
+        elif self._connection and may_retry:
+            self._set_fault(None)
+            self._notice_close()
+        if not self._connection and not self._attempt and may_retry:
+            self._attempt = _Attempt(self._connect)
+
+    def wait_until_connected(self, until: float, *, at_once: bool = False) -> None:
+        """Wait for a connection that is being made; for one to a failed node only if it is needed `at_once`."""
+        if self._attempt and (at_once or self._fault is None):
+            self._attempt.join(max(0.0, until - self._clock()))
+            if self._attempt.is_alive():
+                self._set_fault("it takes too long to connect")
+            else:
+                self._adopt(self._attempt)
+
+    def send(self, command: Command) -> Unheard | None:
+        """Send a command whose answer is to be looked for, or say why there will be none.
+
+        A release goes to a node that is passed over as well, behind what was sent before; without a connection
+        it is sent as soon as there is one.
+        """
+        if self._connection and self._fault is None:
+            return self._transmit(self._connection, command)
+        if isinstance(command, Release) and (self._connection is None or self._transmit(self._connection, command)):
+            self._owed.append(command)
+        return Unheard(self._fault or "not connected")
+
+    def receive(self) -> list[tuple[Command, Answer]]:
+        """The answers that have come in, oldest first, without waiting."""
+        return list(self._receive())
+
+    def fileno(self) -> int:
+        """The connection's file descriptor, to poll for answers; only while there is one."""
+        # redis-py has no public name for it.
+        socket = self._connection._get_socket() if self._connection else None
+        if socket is None:
+            raise RuntimeError(f"node {self.address} is not connected")
+        return socket.fileno()
+
+    def close(self) -> None:
+        self._drop()
+
+    def _receive(self) -> Iterator[tuple[Command, Answer]]:
+        while self._pending and self._connection:
+            try:
+                reply = self._connection.read_response(timeout=0, disconnect_on_error=False)
+            except redis.TimeoutError:
+                return
+            except redis.exceptions.NoScriptError as error:  # somebody flushed them: loaded with the next connection
+                yield from self._lose(error)
+            except redis.ResponseError as error:
+                yield self._pending.popleft()[0], self._refused(error)
+            except (redis.RedisError, OSError) as error:
+                yield from self._lose(error)
+            else:
+                command, _ = self._pending.popleft()
+                yield command, command.answer(reply)
+
+    def _refused(self, error: redis.ResponseError) -> Unheard:
+        """The node answered with an error (read-only, out of memory, no permission): it is of no use for now."""
+        self._set_fault(str(error))
+        self._retry_at = self._clock() + PROBE_SECONDS
+        return Unheard(str(error))
+
+    def _lose(self, error: Exception) -> list[tuple[Command, Answer]]:
+        """The connection is of no use any more, and no answer will come to what was sent on it."""
+        lost = [command for command, _ in self._pending]
+        self._drop()
+        return [(command, Unheard(f"connection lost: {_cause(error)}")) for command in lost]
+
+    def _transmit(self, connection: redis.Connection, command: Command) -> Unheard | None:
+        try:
+            connection.send_command(*command.words(self._keys, self._sha))
+        except (redis.RedisError, OSError) as error:
+            self._drop()
+            return Unheard(f"connection lost: {_cause(error)}")
+        self._pending.append((command, self._clock()))
+        return None
+
+    def _mind_overdue(self, age_seconds: float) -> None:
+        if age_seconds >= GIVE_UP_SECONDS:
+            self._drop()
+        elif age_seconds >= self._patience_seconds:
+            self._set_fault(f"no answer within {self._patience_seconds * 1000:.0f} ms")
+
+    def _notice_close(self) -> None:
+        """Find out that an idle connection was closed before a request is lost on it."""
+        try:
+            if self._connection:
+                self._connection.can_read(0)
+        except redis.ConnectionError:
+            self._drop()
+
+    def _adopt(self, attempt: "_Attempt") -> None:
+        self._attempt = None
+        self._connection = attempt.connection
+        if self._connection is None:
+            self._set_fault(attempt.error)
+            self._retry_at = self._clock() + PROBE_SECONDS
+            return
+        self._set_fault(None)
+        while self._owed and self._connection:
+            self._transmit(self._connection, self._owed.popleft())
+
+    def _drop(self) -> None:
+        if self._connection:
+            self._connection.disconnect()
+        self._connection = None
+        self._pending.clear()
+
+    def _set_fault(self, fault: str | None) -> None:
+        if fault and not self._fault:
+            log.warning("node %s is passed over: %s", self.address, fault)
+        elif self._fault and not fault:
+            log.info("node %s answers again", self.address)
+        self._fault = fault
+
+    def _connect(self) -> redis.Connection:
+        connection = redis.Connection(
+            host=self.address.host,
+            port=self.address.port,
+            username=self._username,
+            password=self._password,
+            protocol=2,
+            socket_timeout=CONNECT_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
+            driver_info=None,  # no CLIENT SETINFO: the hook's user may not, and need not
+        )
+        try:
+            connection.connect()
+            for text in self._scripts.values():
+                connection.send_command("SCRIPT", "LOAD", text)
+            for _ in self._scripts:
+                connection.read_response()
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+
+class _Attempt(threading.Thread):
+    """One try to connect, made beside the admissions."""
+
+    def __init__(self, connect: Callable[[], redis.Connection]) -> None:
+        super().__init__(daemon=True, name="connect")
+        self._connect = connect
+        self.connection: redis.Connection | None = None
+        self.error = ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.connection = self._connect()
+        except (redis.RedisError, OSError) as error:
+            self.error = _cause(error)
+
+
+def _cause(error: Exception) -> str:
+    """What the operating system said, where redis-py wraps it into a sentence with the address."""
+    inner = error.__context__
+    return inner.strerror if isinstance(inner, OSError) and inner.strerror else str(error)

@@ -1,0 +1,265 @@
+"""The protocol: who is asked what, and what their answers decide, always by a majority of all nodes.
+
+Written as generators, so that production and the tests run the same rules: a step is yielded, the answers are
+sent in. Knows no Redis, no socket and no deadline: whoever drives it answers `Unheard` for a node that cannot
+be reached, is passed over, or has used up the time. Nodes go by their number in the configured order.
+
+The order of the nodes matters. The first that answers and has a record is the *sequencer* of an admission: it
+picks the slot, the others are asked for just that one. So contenders queue up at one node and do not split the
+vote, as they do in plain Redlock (https://redis.io/docs/latest/develop/use/patterns/distributed-locks/).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TypeVar
+
+from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed
+from app.semaphore.model import (
+    Answer,
+    Claim,
+    Full,
+    Grant,
+    Granted,
+    Lease,
+    Outcome,
+    Record,
+    Unavailable,
+    Unheard,
+    Unknown,
+)
+from sidecar.protocol import Renewal, majority, renewal
+
+T = TypeVar("T")
+Answers = Mapping[int, Answer]
+
+# A try that found no majority is repeated after a random pause, of up to this long at first and doubled each
+# time: contenders that hit upon each other drift apart.
+FIRST_PAUSE_SECONDS = 0.005
+LONGEST_PAUSE_SECONDS = 0.2
+TRIES = 10
+# A slot that others said was taken is worth one more try, since a passing contender may have held it.
+TRIES_BEFORE_AVOIDING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send each node its command, all at once; answers may stop coming in once there are `enough`."""
+
+    commands: Mapping[int, Command]
+    enough: Callable[[Answers], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let this much time pass."""
+
+    seconds: float
+
+
+Steps = Generator[Ask | Pause, Answers, T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """How one try ended: with an outcome, or without a majority for the slot that was picked."""
+
+    outcome: Outcome | None
+    answers: Answers
+    slot: int | None = None
+
+    @property
+    def lacks_records(self) -> bool:
+        return any(isinstance(answer, Unknown) for answer in self.answers.values())
+
+
+def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock: Callable[[], float]) -> Steps[Outcome]:
+    """Get a slot. Every try uses the next of `tokens`: a release of an earlier try that is late cannot touch it.
+
+    `clock` gives monotonic seconds. Whatever is not granted has been released, on the nodes unheard as well.
+    """
+    avoid: set[int] = set()
+    for tried, token in zip(range(TRIES), tokens, strict=False):
+        passed_by = frozenset(avoid if tried >= TRIES_BEFORE_AVOIDING else ())
+        ended = yield from _try(claim, nodes, token, rng.randrange(claim.length), passed_by)
+        if not isinstance(ended.outcome, Grant | Full):
+            yield from _send_release(token, nodes)
+        if ended.lacks_records or ended.outcome is None:
+            yield from repair(claim.semaphore, nodes, clock)
+        if ended.outcome is not None:
+            return ended.outcome
+        if ended.slot is not None:
+            avoid.add(ended.slot)
+        yield Pause(rng.uniform(0, min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS)))
+    return Unavailable("the nodes do not agree on a slot", {})
+
+
+def _try(claim: Claim, nodes: int, token: str, start: int, avoid: frozenset[int]) -> Steps[_Try]:
+    """One try with one token: the sequencer picks, the others confirm."""
+    any_slot = Acquire(claim, token, start, avoid)
+    answers = yield from _ask_in_turn(any_slot, range(nodes), nodes)
+    found = _nobody_knows(answers, nodes)
+    if found:
+        heard = _heard(answers)
+        answers = {node: answer for node, answer in answers.items() if node not in heard}
+        answers.update((yield from _ask_in_turn(replace(any_slot, found=True), heard, nodes)))
+    for sequencer, pick in answers.items():
+        if isinstance(pick, Full):
+            return _Try(pick, answers)
+        if isinstance(pick, Granted):
+            exactly = Acquire(claim, token, slot=pick.slot, found=found)
+            return (yield from _confirm(exactly, pick, sequencer, answers, nodes))
+    return _Try(None if len(_heard(answers)) >= majority(nodes) else _no_majority(answers, nodes), answers)
+
+
+def _confirm(exactly: Acquire, pick: Granted, sequencer: int, answers: Answers, nodes: int) -> Steps[_Try]:
+    """Ask the others for the slot that the sequencer picked; those that said they have no record abstain."""
+    others = {node for node in range(nodes) if node != sequencer and not isinstance(answers.get(node), Unknown)}
+
+    def is_decided(heard: Answers) -> bool:
+        votes = 1 + sum(answer == pick for answer in heard.values())
+        return votes >= majority(nodes) or votes + len(others) - len(heard) < majority(nodes)
+
+    confirmed = yield Ask({node: exactly for node in others}, is_decided)
+    answers = {**answers, **confirmed}
+    if sum(answer == pick for answer in answers.values()) >= majority(nodes):
+        return _Try(Grant(pick.slot, exactly.token), answers)
+    undecided = len(_heard(answers)) >= majority(nodes)
+    return _Try(None if undecided else _no_majority(answers, nodes), answers, pick.slot)
+
+
+def _ask_in_turn(command: Acquire, order: Iterable[int], nodes: int) -> Steps[dict[int, Answer]]:
+    """Ask one node after the other until one has a record, or a majority can no longer be had."""
+    answers: dict[int, Answer] = {}
+    for node in order:
+        answers.update((yield Ask({node: command}, _never)))
+        unheard = sum(isinstance(answer, Unheard) for answer in answers.values())
+        if isinstance(answers[node], Granted | Full) or unheard > nodes - majority(nodes):
+            break
+    return answers
+
+
+def _nobody_knows(answers: Answers, nodes: int) -> bool:
+    """Whether the semaphore is new: a majority says so, and nobody who was heard says otherwise."""
+    unknown = sum(isinstance(answer, Unknown) for answer in answers.values())
+    recorded = any(isinstance(answer, Granted | Full) for answer in answers.values())
+    return unknown >= majority(nodes) and not recorded
+
+
+def _no_majority(answers: Answers, nodes: int) -> Unavailable:
+    unheard = {node: answer.why for node, answer in answers.items() if isinstance(answer, Unheard)}
+    return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes answered", unheard)
+
+
+def _send_release(token: str, nodes: int) -> Steps[None]:
+    """Release everywhere without waiting: a connection keeps the order, and the next try has another token."""
+    yield Ask({node: Release(token) for node in range(nodes)}, _at_once)
+
+
+def release(token: str, nodes: int) -> Steps[bool]:
+    """End the lease of `token` on all nodes; whether a majority has answered."""
+    answers = yield Ask({node: Release(token) for node in range(nodes)}, _never)
+    return len(_heard(answers)) >= majority(nodes)
+
+
+def renew(token: str, lease_ms: int, nodes: int) -> Steps[Renewal]:
+    """Prolong the lease of `token` on all nodes; one that a majority has lost is ended on the others too."""
+
+    def judge(answers: Answers) -> Renewal:
+        return renewal({node: bool(answer) for node, answer in _heard(answers).items()}, nodes)
+
+    answers = yield Ask(
+        {node: Renew(token, lease_ms) for node in range(nodes)},
+        lambda heard: judge(heard) is not Renewal.UNKNOWN,
+    )
+    outcome = judge(answers)
+    if outcome is Renewal.LOST:
+        yield from _send_release(token, nodes)
+    return outcome
+
+
+def unclaimed_ms(semaphore: str, slot: int, token: str, nodes: int) -> Steps[int | None]:
+    """How long the token's lease on the slot still is a mere reservation, by a majority; None: cannot be said.
+
+    Below 1 if a majority knows of no such reservation.
+    """
+    answers = yield Ask({node: Unclaimed(semaphore, slot, token) for node in range(nodes)}, _never)
+    left = sorted((int(answer) for answer in _heard(answers).values() if isinstance(answer, int)), reverse=True)
+    return left[majority(nodes) - 1] if len(left) >= majority(nodes) else None
+
+
+def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[None]:
+    """Bring nodes up to date that lack the record of a semaphore, or leases in it.
+
+    Does nothing where it cannot be sure: too few records, or two nodes that name different tokens for a slot
+    (an admission is under way, or one of the leases will end).
+    """
+    asked = clock()
+    answers = yield Ask({node: Read(semaphore) for node in range(nodes)}, _never)
+    records = {node: answer for node, answer in answers.items() if isinstance(answer, Record)}
+    empty = [node for node, answer in answers.items() if isinstance(answer, Unknown)]
+    if not records or (len(records) < majority(nodes) and len(records) + len(empty) < nodes):
+        return
+    union = _union(records.values())
+    if union is None:
+        return
+    age_ms = round((clock() - asked) * 1000)
+    yield Ask(
+        {
+            **{node: Restore(semaphore, False, _aged(union, age_ms)) for node in empty},
+            **{
+                node: Restore(semaphore, True, _aged(lacking, age_ms))
+                for node, record in records.items()
+                if (lacking := _lacking(record, records.values(), union, nodes)).leases
+            },
+        },
+        _never,
+    )
+
+
+def _union(records: Collection[Record]) -> Record | None:
+    """All leases that any of the records has, each with the longest life; None if two contradict each other."""
+    leases: dict[int, Lease] = {}
+    for record in records:
+        for slot, lease in record.leases.items():
+            known = leases.get(slot, lease)
+            if known.token != lease.token:
+                return None
+            leases[slot] = max(known, lease, key=lambda one: one.left_ms)
+    return Record(max(record.length for record in records), leases)
+
+
+def _lacking(record: Record, records: Collection[Record], union: Record, nodes: int) -> Record:
+    """What a majority holds and `record` lacks."""
+    holders = Counter(slot for known in records for slot in known.leases)
+    leases = {
+        slot: lease
+        for slot, lease in union.leases.items()
+        if slot not in record.leases and holders[slot] >= majority(nodes)
+    }
+    return replace(union, leases=leases)
+
+
+def _aged(record: Record, age_ms: int) -> Record:
+    """The record after `age_ms`: a restored lease must not outlive the one it was read from."""
+    leases = {
+        slot: replace(lease, left_ms=lease.left_ms - age_ms, unclaimed_ms=lease.unclaimed_ms - age_ms)
+        for slot, lease in record.leases.items()
+        if lease.left_ms > age_ms
+    }
+    return replace(record, leases=leases)
+
+
+def _heard(answers: Answers) -> dict[int, Answer]:
+    return {node: answer for node, answer in answers.items() if not isinstance(answer, Unheard)}
+
+
+def _never(_: Answers) -> bool:
+    """Every answer counts: wait for all of them."""
+    return False
+
+
+def _at_once(_: Answers) -> bool:
+    """No answer is needed: send, and go on."""
+    return True

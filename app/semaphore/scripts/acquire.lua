@@ -1,0 +1,142 @@
+-- acquire.lua: take a slot of a semaphore for a token, any free one or exactly one.
+--
+-- KEYS[1] slots:<semaphore>       the record: slot -> token, `length`, `touched`, `bound`
+-- KEYS[2] lease:<token>           KEYS[3] reservation:<token>
+-- ARGV[1] token                   ARGV[2] length, 1 or more
+-- ARGV[3] life of the lease, ms   ARGV[4] holder, JSON
+-- ARGV[5] the longest lease, ms   ARGV[6] 1: found the semaphore if there is no record
+-- ARGV[7] the slot, or -1: any    ARGV[8] any: where to begin to look
+-- ARGV[9...] any: slots to pass by
+--
+-- returns {'UNKNOWN'}                  no record, nothing written
+--       | {'GRANTED', slot}            written now, or held by this token before
+--       | {'TAKEN'}                    the slot asked for is held by another token
+--       | {'FULL', held, holder, ...}  none is free; the holders of the first 20 slots
+--
+-- `bound` is one more than the highest slot ever written: leases at or past the length are looked for only
+-- when there may be any. An entry whose lease is dead counts as free and is overwritten.
+
+local record, lease, reservation = KEYS[1], KEYS[2], KEYS[3]
+local token, length, holder = ARGV[1], tonumber(ARGV[2]), ARGV[4]
+local longest, exact, start = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local leases = string.sub(lease, 1, -#token - 1)
+
+-- Lua 5.1 unpacks some thousands of values at most, and a command of a thousand keys is long enough.
+local FIRST_BATCH, LARGEST_BATCH, SHOWN = 16, 1024, 20
+
+if redis.call('EXISTS', record) == 0 and ARGV[6] ~= '1' then
+  return {'UNKNOWN'}
+end
+
+-- Whether the lease of another token lives here. No ACL can bound a time to live: one that somebody stretched
+-- past the longest lease is cut down to it.
+local function live(other)
+  local left = redis.call('PTTL', leases .. other)
+  if left == -1 or left > longest then
+    redis.call('PEXPIRE', leases .. other, longest)
+  end
+  return left ~= -2
+end
+
+local function grant(slot)
+  redis.call('SET', lease, holder, 'PX', ARGV[3])
+  redis.call('SET', reservation, '', 'PX', ARGV[3])
+  local bound = tonumber(redis.call('HGET', record, 'bound') or 0)
+  redis.call('HSET', record, slot, token, 'length', length, 'touched', redis.call('TIME')[1],
+    'bound', math.max(bound, slot + 1))
+  return {'GRANTED', slot}
+end
+
+local function slot_held()
+  if redis.call('EXISTS', lease) == 0 then return nil end
+  local entries = redis.call('HGETALL', record)
+  for i = 1, #entries, 2 do
+    if entries[i + 1] == token and tonumber(entries[i]) then return tonumber(entries[i]) end
+  end
+end
+
+-- After a length was reduced: how many leases live here in total if some live at or past the length, else nil.
+local function held_beyond()
+  if tonumber(redis.call('HGET', record, 'bound') or 0) <= length then return nil end
+  local held, beyond, entries = 0, false, redis.call('HGETALL', record)
+  for i = 1, #entries, 2 do
+    local slot = tonumber(entries[i])
+    if slot and live(entries[i + 1]) then
+      held = held + 1
+      beyond = beyond or slot >= length
+    elseif slot and slot >= length then
+      redis.call('HDEL', record, entries[i])
+    end
+  end
+  if beyond then return held end
+  redis.call('HSET', record, 'bound', length)
+end
+
+local passed_by = {}
+for i = 9, #ARGV do passed_by[tonumber(ARGV[i])] = true end
+
+-- The first free one of some slots, all of which have tokens to look up; false entries were never held.
+local function first_free_of(slots, tokens)
+  for i, slot in ipairs(slots) do
+    if not passed_by[slot] and not (tokens[i] and live(tokens[i])) then return slot end
+  end
+end
+
+-- Most often the first few decide. A long full stretch is passed with one EXISTS a batch.
+local function all_live(tokens)
+  local keys = {}
+  for i, other in ipairs(tokens) do
+    if not other then return false end
+    keys[i] = leases .. other
+  end
+  return redis.call('EXISTS', unpack(keys)) == #keys
+end
+
+local function first_free()
+  local at, batch = 0, FIRST_BATCH
+  while at < length do
+    local slots = {}
+    for i = 1, math.min(batch, length - at) do slots[i] = (start + at + i - 1) % length end
+    local tokens = redis.call('HMGET', record, unpack(slots))
+    if at == 0 or not all_live(tokens) then
+      local slot = first_free_of(slots, tokens)
+      if slot then return slot end
+    end
+    at = at + #slots
+    batch = math.min(batch * 4, LARGEST_BATCH)
+  end
+end
+
+local function full(held)
+  local slots, keys = {}, {}
+  for i = 1, math.min(length, SHOWN) do slots[i] = i - 1 end
+  for _, other in ipairs(redis.call('HMGET', record, unpack(slots))) do
+    if other then keys[#keys + 1] = leases .. other end
+  end
+  local answer = {'FULL', held}
+  if #keys > 0 then
+    for _, value in ipairs(redis.call('MGET', unpack(keys))) do
+      if value then answer[#answer + 1] = value end
+    end
+  end
+  return answer
+end
+
+local before = slot_held()
+if before then return {'GRANTED', before} end
+
+local held = held_beyond()
+if held and held >= length then
+  if exact >= 0 then return {'TAKEN'} end
+  return full(held)
+end
+
+if exact >= 0 then
+  local other = redis.call('HGET', record, exact)
+  if other and live(other) then return {'TAKEN'} end
+  return grant(exact)
+end
+
+local slot = first_free()
+if slot then return grant(slot) end
+return full(length)

@@ -1,0 +1,134 @@
+"""All semaphores kept on some nodes: drives the protocol over real connections, under a deadline.
+
+Knows sockets and time, decides nothing: see quorum.py.
+"""
+
+import select
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TypeVar
+
+from app.semaphore import quorum
+from app.semaphore.commands import Command, Release
+from app.semaphore.model import Answer, Claim, Outcome, Unavailable, Unheard
+from app.semaphore.node import Node
+from sidecar.protocol import Renewal, majority
+
+T = TypeVar("T")
+
+
+class Semaphores:
+    """The semaphores on `nodes`. A deadline is an instant of `clock`, in seconds; by default monotonic."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        *,
+        patience_seconds: float,
+        rng: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._nodes = nodes
+        self._patience_seconds = patience_seconds
+        self._rng = rng or Random()
+        self._clock = clock
+
+    def acquire(self, claim: Claim, tokens: Iterable[str], deadline: float) -> Outcome:
+        """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
+        steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, self._clock)
+        outcome = self._drive(steps, deadline)
+        return self._named(outcome) if isinstance(outcome, Unavailable) else outcome
+
+    def renew(self, token: str, lease_ms: int, deadline: float) -> Renewal:
+        """Prolong a lease by its token."""
+        return self._drive(quorum.renew(token, lease_ms, len(self._nodes)), deadline)
+
+    def release(self, token: str, deadline: float) -> bool:
+        """End a lease by its token; whether a majority has answered."""
+        return self._drive(quorum.release(token, len(self._nodes)), deadline)
+
+    def repair(self, semaphore: str, deadline: float) -> None:
+        """Bring nodes up to date that lack the semaphore's record or leases in it."""
+        self._drive(quorum.repair(semaphore, len(self._nodes), self._clock), deadline)
+
+    def unclaimed_ms(self, semaphore: str, slot: int, token: str, deadline: float) -> int | None:
+        """How long the token's lease on the slot still is a mere reservation; None if no majority answered."""
+        return self._drive(quorum.unclaimed_ms(semaphore, slot, token, len(self._nodes)), deadline)
+
+    def close(self) -> None:
+        for node in self._nodes:
+            node.close()
+
+    def _drive(self, steps: quorum.Steps[T], deadline: float) -> T:
+        answers: Mapping[int, Answer] = {}
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, quorum.Pause):
+                    time.sleep(max(0.0, min(step.seconds, deadline - self._clock())))
+                else:
+                    answers = self._ask(step, deadline)
+                step = steps.send(answers)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _ask(self, ask: quorum.Ask, deadline: float) -> Mapping[int, Answer]:
+        """Send to all, then read, and stop as soon as the answers suffice or the nodes' patience is used up."""
+        until = min(self._clock() + self._patience_seconds, deadline)
+        self._connect(ask.commands, until)
+        answers: dict[int, Answer] = {}
+        awaited: dict[int, Command] = {}
+        in_time = self._clock() < until
+        for number, command in ask.commands.items():
+            if not in_time and not isinstance(command, Release):
+                answers[number] = Unheard("no time left")
+            elif unheard := self._nodes[number].send(command):
+                answers[number] = unheard
+            else:
+                awaited[number] = command
+        while awaited and not ask.enough(answers):
+            heard = self._hear(awaited, until)
+            answers.update(heard or {number: self._silent(until, deadline) for number in awaited})
+            awaited = {number: command for number, command in awaited.items() if number not in answers}
+        return answers
+
+    def _connect(self, numbers: Iterable[int], until: float) -> None:
+        """See to connections. Failed nodes are waited for only where there is no majority without them."""
+        for node in self._nodes:
+            node.prepare()
+        well = sum(not node.is_passed_over for node in self._nodes)
+        needed = well < majority(len(self._nodes))
+        for number in numbers:
+            if needed:
+                self._nodes[number].prepare(at_once=True)
+        for number in numbers:
+            self._nodes[number].wait_until_connected(until, at_once=needed)
+
+    def _hear(self, awaited: Mapping[int, Command], until: float) -> dict[int, Answer]:
+        """The next answers to what is awaited, nothing if the time is over. Answers to earlier commands come late."""
+        poll = select.poll()
+        numbers = {self._nodes[number].fileno(): number for number in awaited}
+        for descriptor in numbers:
+            poll.register(descriptor, select.POLLIN)
+        while (left := until - self._clock()) > 0:
+            ready = [numbers[descriptor] for descriptor, _ in poll.poll(left * 1000)]
+            heard = {
+                number: answer
+                for number in ready
+                for command, answer in self._nodes[number].receive()
+                if command is awaited[number]
+            }
+            if heard:
+                return heard
+        return {}
+
+    def _silent(self, until: float, deadline: float) -> Unheard:
+        return Unheard("no time left" if until >= deadline else f"no answer within {self._patience_seconds:g} s")
+
+    def _named(self, unavailable: Unavailable) -> Unavailable:
+        """With the addresses of the nodes instead of their numbers."""
+        causes = "; ".join(f"{self._nodes[number].address}: {why}" for number, why in unavailable.unheard.items())
+        return replace(unavailable, why=f"{unavailable.why} ({causes})") if causes else unavailable

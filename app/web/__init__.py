@@ -1,0 +1,1 @@
+"""The HTTP edge: Flask blueprints that parse, call, and answer."""

@@ -1,0 +1,80 @@
+"""`POST /mutate`: an AdmissionReview in, its verdict out.
+
+Knows HTTP and the time a request may take, not what is decided.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from flask import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, UnsupportedMediaType
+
+from app.admission.review import Malformed, Review, Verdict, parse_review, respond
+
+log = logging.getLogger(__name__)
+
+# The largest object that etcd takes is 1.5 MiB; a review holds it as JSON, and the API server's own limit is 3 MiB.
+LARGEST_BODY_BYTES = 7 * 1024 * 1024
+# For the way back: an answer that the API server has stopped waiting for would hold a slot for nobody.
+MARGIN_SECONDS = 0.3
+
+# A Go duration in the units that a timeout is given in (https://pkg.go.dev/time#ParseDuration).
+_DURATION = re.compile(r"(?:(\d{1,4})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,7})ms)?")
+
+Decide = Callable[[Review, float], Verdict]
+
+
+def blueprint(decide: Decide, on_verdict: Callable[[Verdict], None], budget_seconds: float) -> Blueprint:
+    """The route, with what decides (given a review and a deadline in monotonic seconds) and what is told of it."""
+    routes = Blueprint("mutate", __name__)
+
+    @routes.post("/mutate")
+    def mutate() -> Response:
+        deadline = time.monotonic() + _time_allowed(request.args.get("timeout", ""), budget_seconds)
+        review = parse_review(_json_body())
+        verdict = decide(review, deadline)
+        _log(review, verdict)
+        on_verdict(verdict)
+        return jsonify(respond(review, verdict))
+
+    routes.register_error_handler(Malformed, _bad_request)
+    routes.register_error_handler(ConnectionError, _bad_request)
+    routes.register_error_handler(HTTPException, _http_error)
+    return routes
+
+
+def _time_allowed(timeout: str, budget_seconds: float) -> float:
+    """Our own budget in seconds, or what the API server says it waits (`?timeout=10s`) less a margin, if shorter."""
+    found = _DURATION.fullmatch(timeout)
+    if not found or not timeout:
+        return budget_seconds
+    minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+    return min(budget_seconds, minutes * 60 + seconds + milliseconds / 1000 - MARGIN_SECONDS)
+
+
+def _json_body() -> object:
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType(f"Content-Type is {request.mimetype!r}, accepted is 'application/json'")
+    try:
+        return json.loads(request.get_data(cache=False))
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the body is not JSON: {error}") from error
+
+
+def _log(review: Review, verdict: Verdict) -> None:
+    if review.pod is None:
+        return
+    fields = {"namespace": review.namespace, "reason": verdict.reason.value, "allowed": verdict.allowed}
+    log.info(verdict.message or verdict.reason.value, extra={**fields, "review": review.uid})
+
+
+def _bad_request(error: Exception) -> tuple[Response, int]:
+    log.warning("refused a request: %s", error)
+    return jsonify(error=str(error)), 400
+
+
+def _http_error(error: HTTPException) -> tuple[Response, int]:
+    return jsonify(error=error.description), error.code or 500

@@ -1,0 +1,87 @@
+"""How gunicorn runs the webhook: `gunicorn` alone, started beside this file, serves.
+
+Read by gunicorn's first process, and once more on SIGHUP. All settings are variables of the environment, see
+the README; they are checked here, before anything listens.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+_OWN_FOLDER = "at-least-semaphore-metrics-"
+# prometheus_client looks at this variable when it is imported, which `app` does.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix=_OWN_FOLDER)
+
+from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
+
+from app.logs import CONFIG  # noqa: E402
+from app.server import TlsContext, defer_accept  # noqa: E402
+from app.settings import Settings, SettingsError  # noqa: E402
+
+_metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+
+
+def _remove_own_folder():
+    if _metrics_dir.name.startswith(_OWN_FOLDER):
+        shutil.rmtree(_metrics_dir, ignore_errors=True)
+
+
+try:
+    _settings = Settings.from_env(os.environ)
+    _settings.check_files()
+    _tls = TlsContext(_settings.cert_file, _settings.key_file)
+    _tls.current()
+except (SettingsError, OSError) as error:
+    _remove_own_folder()
+    where = "" if isinstance(error, SettingsError) else "CERT_DIR: the certificate cannot be used: "
+    sys.exit(f"cannot start: {where}{error}")
+
+wsgi_app = "app:create_app()"
+worker_class = "app.server.Worker"
+bind = _settings.bind
+# An answer later than the API server's ten seconds is of no use to anybody.
+timeout = 15
+graceful_timeout = 15
+control_socket_disable = True
+logconfig_dict = CONFIG
+if Path("/dev/shm").is_dir():  # noqa: S108  heartbeats of workers, where the root file system is read-only
+    worker_tmp_dir = "/dev/shm"  # noqa: S108
+certfile = str(_settings.cert_file)
+keyfile = str(_settings.key_file)
+# Else the handshake would be left to the first read, and escape the deadline of its own.
+do_handshake_on_connect = True
+
+
+def ssl_context(conf, default_ssl_context_factory):
+    """gunicorn asks at every connection."""
+    return _tls.current()
+
+
+def on_starting(server):
+    """Counters of an earlier run, whose folder outlived it, would be added to ours."""
+    _metrics_dir.mkdir(parents=True, exist_ok=True)
+    for file in _metrics_dir.glob("*.db"):
+        file.unlink()
+
+
+def when_ready(server):
+    """Before the workers are forked: the metrics are served by gunicorn's first process, in plain HTTP."""
+    for listener in server.LISTENERS:
+        defer_accept(listener.sock)
+    host = _settings.bind.rpartition(":")[0].strip("[]")
+    try:
+        GunicornPrometheusMetrics.start_http_server_when_ready(_settings.metrics_port, host)
+    except OSError as error:
+        sys.exit(f"cannot start: METRICS_PORT: cannot listen on {host}:{_settings.metrics_port}: {error}")
+
+
+def child_exit(server, worker):
+    """Gauges of a process that is gone must not live on."""
+    GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+
+
+def on_exit(server):
+    _remove_own_folder()
