@@ -4,6 +4,7 @@ Knows sockets and certificates, nothing of admissions. A sync worker serves one 
 that is silent, or sends a byte now and then, must not be able to keep it.
 """
 
+import contextlib
 import errno
 import logging
 import socket
@@ -59,7 +60,9 @@ class DeadlineSocket(ssl.SSLSocket):
 
     def _cut_off(self, stage: str) -> ConnectionResetError:
         log.info("cut off a peer that was too slow with its %s", stage)
-        self.close()
+        # Not closed yet: gunicorn does that, and would take an answer to a closed socket for an error of ours.
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
         return ConnectionResetError(errno.ECONNRESET, f"the peer was too slow with its {stage}")
 
 

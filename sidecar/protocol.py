@@ -6,7 +6,7 @@ sidecar imports.
 
 import re
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 # A lease may last a day at most. No Redis ACL bounds a time to live, so the acquire script cuts down
@@ -28,7 +28,7 @@ class Variable:
     MODE = "SIDECAR_MODE"
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """How the sidecar stands in the pod."""
 
     # An init container with restartPolicy Always (Kubernetes 1.29 and later): it starts before and ends

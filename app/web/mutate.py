@@ -3,6 +3,7 @@
 Knows HTTP and the time a request may take, not what is decided.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import HTTPException, UnsupportedMediaType
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.admission.review import Malformed, Review, Verdict, parse_review, respond
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # The largest object that etcd takes is 1.5 MiB; a review holds it as JSON, and the API server's own limit is 3 MiB.
 LARGEST_BODY_BYTES = 7 * 1024 * 1024
+DRAINED_BODIES = 4
 # For the way back: an answer that the API server has stopped waiting for would hold a slot for nobody.
 MARGIN_SECONDS = 0.3
 
@@ -42,6 +44,7 @@ def blueprint(decide: Decide, on_verdict: Callable[[Verdict], None], budget_seco
 
     routes.register_error_handler(Malformed, _bad_request)
     routes.register_error_handler(ConnectionError, _bad_request)
+    routes.register_error_handler(RequestEntityTooLarge, _too_large)
     routes.register_error_handler(HTTPException, _http_error)
     return routes
 
@@ -74,6 +77,15 @@ def _log(review: Review, verdict: Verdict) -> None:
 def _bad_request(error: Exception) -> tuple[Response, int]:
     log.warning("refused a request: %s", error)
     return jsonify(error=str(error)), 400
+
+
+def _too_large(error: HTTPException) -> tuple[Response, int]:
+    """Take in what is sent all the same, within bounds: a connection that is cut off would hide the answer."""
+    with contextlib.suppress(ConnectionError):
+        for _ in range(DRAINED_BODIES):
+            if not request.environ["wsgi.input"].read(LARGEST_BODY_BYTES):
+                break
+    return _http_error(error)
 
 
 def _http_error(error: HTTPException) -> tuple[Response, int]:

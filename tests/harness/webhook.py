@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -61,15 +62,23 @@ class Answer:
 class Webhook:
     """A running gunicorn that serves the webhook."""
 
-    def __init__(self, environ: Mapping[str, str], *, workers: int = 2) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        workers: int = 2,
+        cert_dir: Path | None = None,
+        authority: trustme.CA | None = None,
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="alsph-webhook-"))
-        self.authority = trustme.CA()
-        issue_certificate(self.folder, self.authority)
+        self.authority = authority or trustme.CA()
+        if cert_dir is None:
+            issue_certificate(self.folder, self.authority)
         self.port, self.metrics_port = free_port(), free_port()
         self.log_file = self.folder / "log"
         self.environ = {
             "PATH": os.environ["PATH"],
-            "CERT_DIR": str(self.folder),
+            "CERT_DIR": str(cert_dir or self.folder),
             "BIND": f"127.0.0.1:{self.port}",
             "METRICS_PORT": str(self.metrics_port),
             "WEB_CONCURRENCY": str(workers),
@@ -152,9 +161,7 @@ class Webhook:
                     self.process.wait(20)
                 except subprocess.TimeoutExpired:
                     continue
-        for file in self.folder.iterdir():
-            file.unlink()
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
 
 
 def read_answer(answer: Mapping[str, Any], pod: dict[str, Any]) -> Answer:
@@ -226,9 +233,9 @@ def environ_for(redis_addresses: str, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_webhook(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Webhook]:
-    """A webhook that serves, and is gone at the end."""
-    webhook = Webhook(environ, workers=workers)
+def running_webhook(environ: Mapping[str, str], **options: Any) -> Iterator[Webhook]:
+    """A webhook that serves, and is gone at the end; `options` as of Webhook."""
+    webhook = Webhook(environ, **options)
     try:
         yield webhook
     finally:

@@ -1,0 +1,158 @@
+"""The annotations by which a pod asks for a slot: what each means and what it accepts.
+
+Knows neither where the annotations come from nor what a slot is.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from app.admission.fields import shown
+
+GROUP = "at-least-semaphore-pod-hook.kaidotio.github.io"
+
+
+def group(variant: str) -> str:
+    """The prefix of our annotations and labels, one of its own for each installation that has a variant."""
+    return f"{variant}.{GROUP}" if variant else GROUP
+
+
+class InvalidAnnotation(ValueError):  # noqa: N818  says what is wrong, as Malformed does
+    """What a pod asks for cannot be understood; the message is for people and lists every problem."""
+
+
+class WhenUnavailable(StrEnum):
+    """What becomes of the pod when no majority of nodes answers."""
+
+    DENY = "deny"
+    ADMIT = "admit"  # without a slot and without a sidecar
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRequest:
+    """What a pod asks for: a slot of the semaphore `<namespace>/<key>`."""
+
+    key: str
+    length: int
+    expiration_seconds: int
+    when_unavailable: WhenUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotation:
+    """One annotation, required if it has no default. `read` raises ValueError on what it does not accept."""
+
+    name: str
+    meaning: str
+    accepted: str
+    read: Callable[[str], Any]
+    default: str | None = None
+
+
+def _marker(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,253}", text):
+        raise ValueError
+    return text
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        # int() takes more than digits: signs, spaces, underscores, other scripts; and is slow on very many.
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", text) or not least <= int(text) <= most:
+            raise ValueError
+        return int(text)
+
+    return read
+
+
+_MARKER = _Annotation(
+    "at-least-semaphore-pod",
+    meaning="whether the pod asks for a slot; all others count only if it does",
+    accepted="'true' or 'false'",
+    read=_marker,
+    default="false",
+)
+
+# By the field of SlotRequest that each one fills.
+_ANNOTATIONS = {
+    "key": _Annotation(
+        "key",
+        meaning="the name of the semaphore within the pod's namespace",
+        accepted="1 to 253 letters, digits, '.', '_', '-' and '/'",
+        read=_key,
+    ),
+    "length": _Annotation(
+        "length",
+        meaning="how many pods may hold the semaphore at once; 0 admits nobody, for maintenance",
+        accepted="a whole number from 0 to 10000",
+        read=_whole_number(0, 10_000),
+    ),
+    "expiration_seconds": _Annotation(
+        "expiration",
+        meaning="how long the slot stays taken after its last renewal",
+        accepted="whole seconds from 5 to 86400",
+        read=_whole_number(5, 86_400),
+    ),
+    "when_unavailable": _Annotation(
+        "when-unavailable",
+        meaning="what becomes of the pod when no majority of nodes answers",
+        accepted="'deny' or 'admit'",
+        read=WhenUnavailable,
+        default=WhenUnavailable.DENY.value,
+    ),
+}
+
+_KNOWN = [_MARKER.name, *(annotation.name for annotation in _ANNOTATIONS.values())]
+_SHOWN_UNKNOWN = 5
+
+
+def parse_slot_request(annotations: Mapping[str, str], group: str) -> SlotRequest | None:
+    """What a pod with these annotations asks for; None if it asks for nothing.
+
+    Raises InvalidAnnotation with all problems at once, an unknown annotation of `group` among them: a
+    misspelt one must not be ignored silently.
+    """
+    problems: list[str] = []
+    asks = _read(_MARKER, annotations, group, problems)
+    if asks is False:
+        return None
+    values = {field: _read(annotation, annotations, group, problems) for field, annotation in _ANNOTATIONS.items()}
+    problems += _unknown(annotations, group)
+    if problems:
+        raise InvalidAnnotation("; ".join(problems))
+    return SlotRequest(**values)
+
+
+def _read(annotation: _Annotation, annotations: Mapping[str, str], group: str, problems: list[str]) -> Any:
+    """The annotation's value; None, and a problem more, if it has none that is accepted."""
+    name = f"{group}/{annotation.name}"
+    text = annotations.get(name, annotation.default)
+    if text is None:
+        problems.append(f"{name} is missing ({annotation.meaning}), accepted is {annotation.accepted}")
+        return None
+    try:
+        return annotation.read(text)
+    except ValueError:
+        problems.append(f"{name} is {shown(text)}, accepted is {annotation.accepted}")
+        return None
+
+
+def _unknown(annotations: Mapping[str, str], group: str) -> list[str]:
+    ours = sorted(name.removeprefix(f"{group}/") for name in annotations if name.startswith(f"{group}/"))
+    unknown = [name for name in ours if name not in _KNOWN]
+    # Names have not been validated yet: they may be as long as the request, and hold anything.
+    listed = [
+        f"{group}/{shown(name)[1:-1]} is {shown(annotations[f'{group}/{name}'])}, "
+        f"but known are only {', '.join(_KNOWN)}"
+        for name in unknown[:_SHOWN_UNKNOWN]
+    ]
+    more = len(unknown) - len(listed)
+    return [*listed, f"and {more} more unknown annotations"] if more else listed

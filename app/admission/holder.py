@@ -1,0 +1,68 @@
+"""Who holds a slot: the text kept in the lease, and the phrase that people read when a semaphore is full.
+
+Knows neither Redis nor the clock: leases and instants come in as arguments.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# The longest name that Kubernetes gives to anything.
+_TEXT_LENGTH = 253
+_SHOWN_OWNERS = 5
+_UNKNOWN = "unknown"
+
+
+def holder_of(pod: Mapping[str, Any], since: int) -> str:
+    """Compact JSON about the pod: `owner` as Kind/name (absent if none), `pod`, `since` (unix seconds).
+
+    A pod's name is not known yet under generateName, which then stands for it with a `*` at its end. `pod`
+    is the pod of a parsed Review.
+    """
+    metadata = pod.get("metadata") or {}
+    owner = _owner(metadata.get("ownerReferences") or [])
+    name = metadata.get("name") or f"{metadata.get('generateName') or ''}*"
+    holder = {"owner": owner[:_TEXT_LENGTH]} if owner else {}
+    return json.dumps({**holder, "pod": name[:_TEXT_LENGTH], "since": since}, separators=(",", ":"))
+
+
+def _owner(references: list[Mapping[str, Any]]) -> str:
+    """The controller, of which there is one at most (metav1.OwnerReference), else the first, else empty."""
+    if not references:
+        return ""
+    owner = next((each for each in references if each.get("controller")), references[0])
+    return f"{owner['kind']}/{owner['name']}"
+
+
+def describe(held: int, length: int, holders: Iterable[str]) -> str:
+    """How full a semaphore is and by whom, such as `3 of 3 slots held by Job/nightly (2), Pod/shell (1)`.
+
+    `holders` are texts as written by `holder_of`, possibly fewer than `held`, possibly anything else. Owners
+    are ordered by slots, then by name; what is beyond the fifth or not known of counts as `and N more`.
+    """
+    owners = Counter(_named(holder) for holder in holders)
+    shown = sorted(owners.items(), key=lambda owner: (-owner[1], owner[0]))[:_SHOWN_OWNERS]
+    phrase = f"{held} of {length} slots held"
+    if shown:
+        phrase += " by " + ", ".join(f"{name} ({count})" for name, count in shown)
+    more = held - sum(count for _, count in shown)
+    return f"{phrase} and {more} more" if shown and more > 0 else phrase
+
+
+def _named(holder: str) -> str:
+    try:
+        found = json.loads(holder)
+    except (ValueError, RecursionError):
+        return _UNKNOWN
+    if not isinstance(found, dict):
+        return _UNKNOWN
+    owner, pod = found.get("owner"), found.get("pod")
+    if isinstance(owner, str) and owner:
+        return _printable(owner)
+    return _printable(f"Pod/{pod}") if isinstance(pod, str) and pod else _UNKNOWN
+
+
+def _printable(text: str) -> str:
+    """Whoever may create pods chooses these texts, and they end on other people's terminals."""
+    return "".join(each if each.isprintable() else "?" for each in text[:_TEXT_LENGTH])

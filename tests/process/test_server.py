@@ -1,0 +1,378 @@
+"""The real gunicorn against peers that are wrong, slow or silent, through rotation, signals and deaths."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import pytest
+import trustme
+from cryptography import x509
+
+from tests.harness.nodes import RedisNode, addresses
+from tests.harness.waiting import free_port, wait_for
+from tests.harness.webhook import ROOT, Webhook, environ_for, issue_certificate, pod_asking, review_of, running_webhook
+
+JSON = {"Content-Type": "application/json"}
+
+
+# What is no review ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "said"),
+    [
+        (b"{}", {}, 415, "Content-Type is ''"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "accepted is 'application/json'"),
+        (b"", JSON, 400, "the body is not JSON"),
+        (b"not json", JSON, 400, "the body is not JSON"),
+        (b"\xff\xfe", JSON, 400, "the body is not JSON"),
+        (b"[" * 100_000, JSON, 400, "the body is not JSON"),
+        (b"[]", JSON, 400, "the body is [], accepted is an object"),
+        (b"null", JSON, 400, "the body is missing"),
+        (b"{}", JSON, 400, "apiVersion is missing, accepted is 'admission.k8s.io/v1'"),
+        (b'{"apiVersion":"admission.k8s.io/v1beta1"}', JSON, 400, "apiVersion is 'admission.k8s.io/v1beta1'"),
+        (b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}', JSON, 400, "request is missing"),
+        (b" " * (7 * 1024 * 1024 + 1), JSON, 413, "exceeds"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else None,
+)
+def test_what_is_no_review_is_refused_with_the_reason(webhook: Webhook, body, headers, status, said):
+    answered, text = webhook.request("POST", "/mutate", body, headers)
+
+    assert (status, True) == (answered, said in json.loads(text)["error"]), text
+
+
+@pytest.mark.parametrize("wrong", [None, 1, True, "text", [], ["text"], [[]], {}, {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("request",),
+        ("request", "uid"),
+        ("request", "kind"),
+        ("request", "kind", "kind"),
+        ("request", "operation"),
+        ("request", "subResource"),
+        ("request", "namespace"),
+        ("request", "dryRun"),
+        ("request", "object"),
+        ("request", "object", "metadata"),
+        ("request", "object", "metadata", "annotations"),
+        ("request", "object", "metadata", "labels"),
+        ("request", "object", "metadata", "ownerReferences"),
+        ("request", "object", "metadata", "generateName"),
+        ("request", "object", "spec"),
+        ("request", "object", "spec", "containers"),
+        ("request", "object", "spec", "initContainers"),
+    ],
+    ids=".".join,
+)
+def test_a_field_of_any_wrong_type_is_answered_and_never_with_a_500(webhook: Webhook, path, wrong):
+    review = review_of(pod_asking("wrong-types", length=10_000))
+    at = review
+    for name in path[:-1]:
+        at = at[name]
+    at[path[-1]] = wrong
+
+    status, answer = webhook.post(review)
+
+    assert status in (200, 400)
+    assert (answer["response"]["uid"] == review["request"]["uid"]) if status == 200 else path[-1] in answer["error"]
+
+
+def test_other_paths_and_methods_are_no_errors_of_the_server(webhook: Webhook):
+    assert 404 == webhook.get("/")[0]
+    assert 405 == webhook.get("/mutate")[0]
+    assert (200, b"ok\n") == webhook.get("/healthz")
+
+
+# Slow and silent peers -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def peers(webhook: Webhook, count: int, first_bytes: bytes = b"") -> Iterator[list[socket.socket]]:
+    """TCP connections that have sent this much, and say no more."""
+    connected = []
+    try:
+        for _ in range(count):
+            peer = socket.create_connection(("127.0.0.1", webhook.port), timeout=30)
+            connected.append(peer)
+            peer.sendall(first_bytes)
+        yield connected
+    finally:
+        for peer in connected:
+            peer.close()
+
+
+def client_hello(webhook: Webhook) -> bytes:
+    """The first message of a TLS handshake."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        webhook.tls.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("first_bytes", ["nothing", "a byte", "a ClientHello"])
+def test_silent_peers_do_not_keep_the_workers(webhook: Webhook, key, first_bytes):
+    """Four of them, two workers: without a deadline of its own for a peer nobody else would be served."""
+    sent = {"nothing": b"", "a byte": b"\x16", "a ClientHello": client_hello(webhook)}[first_bytes]
+
+    with peers(webhook, 4, sent):
+        answer = webhook.ask(pod_asking(key))
+
+    assert answer.allowed
+    assert "Traceback" not in webhook.log()
+
+
+def drip_until_cut_off(webhook: Webhook, head: bytes, byte: bytes) -> None:
+    """Send a head, then a byte at a time, each of which would begin a timeout of single reads anew."""
+    with (
+        socket.create_connection(("127.0.0.1", webhook.port), timeout=30) as plain,
+        webhook.tls.wrap_socket(plain, server_hostname="localhost") as peer,
+    ):
+        peer.sendall(head)
+        try:
+            for _ in range(1000):
+                peer.sendall(byte)
+                time.sleep(0.02)
+        except OSError:
+            return
+    raise AssertionError("1000 bytes, and still not cut off")
+
+
+def test_a_peer_that_drips_its_head_is_cut_off(webhook: Webhook):
+    drip_until_cut_off(webhook, b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nX: ", b"x")
+
+    assert "too slow with its request" in webhook.log()
+
+
+def test_a_peer_that_drips_its_body_is_cut_off_and_is_no_error_of_the_server(webhook: Webhook):
+    head = b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+
+    drip_until_cut_off(webhook, head, b" ")
+
+    assert "Traceback" not in webhook.log()
+
+
+def test_plain_http_on_the_tls_port_is_refused_and_no_error_of_the_server(webhook: Webhook, key):
+    with peers(webhook, 1, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") as (peer,), suppress(ConnectionResetError):
+        assert b"200" not in peer.recv(100)
+
+    assert webhook.ask(pod_asking(key)).allowed
+    assert "Traceback" not in webhook.log()
+
+
+def test_tls_below_1_2_is_refused(webhook: Webhook):
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    webhook.authority.configure_trust(old)
+    old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", webhook.port), timeout=30) as plain,
+        pytest.raises((ssl.SSLError, ConnectionResetError)),
+    ):
+        old.wrap_socket(plain, server_hostname="localhost")
+
+
+# Certificates --------------------------------------------------------------------------------------------
+
+
+def serial_served(webhook: Webhook) -> int:
+    with (
+        socket.create_connection(("127.0.0.1", webhook.port), timeout=30) as plain,
+        webhook.tls.wrap_socket(plain, server_hostname="localhost") as peer,
+    ):
+        certificate = peer.getpeercert(binary_form=True)
+        assert certificate
+        return x509.load_der_x509_certificate(certificate).serial_number
+
+
+def serial_in_file(webhook: Webhook) -> int:
+    return x509.load_pem_x509_certificate((webhook.folder / "tls.crt").read_bytes()).serial_number
+
+
+def test_a_rotated_certificate_is_served_while_reviews_go_on(nodes: list[RedisNode], key):
+    with running_webhook(environ_for(addresses(nodes))) as webhook:
+        stop = threading.Event()
+
+        def ask_on() -> int:
+            answered = 0
+            while not stop.is_set():
+                assert webhook.ask(pod_asking(key, length=10_000)).allowed
+                answered += 1
+            return answered
+
+        with ThreadPoolExecutor(1) as client:
+            answered = client.submit(ask_on)
+            for _ in range(3):
+                before = serial_served(webhook)
+                issue_certificate(webhook.folder, webhook.authority)
+                assert before != serial_in_file(webhook)
+                wait_for(lambda: serial_served(webhook) == serial_in_file(webhook), "the new certificate")
+            stop.set()
+            assert answered.result() > 0
+
+
+def test_a_broken_certificate_is_told_of_and_the_last_good_one_goes_on_serving(nodes: list[RedisNode], key):
+    with running_webhook(environ_for(addresses(nodes))) as webhook:
+        good = serial_served(webhook)
+        (webhook.folder / "tls.crt").write_text("broken")
+
+        assert good == serial_served(webhook)
+        assert webhook.ask(pod_asking(key)).allowed
+        assert "cannot be used, the last one goes on serving" in webhook.log()
+
+
+def test_a_certificate_in_a_mounted_secret_is_followed_through_its_link(tmp_path, nodes: list[RedisNode]):
+    """The kubelet swaps one link for a folder; names, and with them the paths that are opened, stay."""
+    authority = trustme.CA()
+    for generation in ("1", "2"):
+        (tmp_path / generation).mkdir()
+        issue_certificate(tmp_path / generation, authority)
+    (tmp_path / "..data").symlink_to("1")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    with running_webhook(environ_for(addresses(nodes)), cert_dir=tmp_path, authority=authority) as webhook:
+        before = serial_served(webhook)
+        (tmp_path / "..fresh").symlink_to("2")
+        (tmp_path / "..fresh").rename(tmp_path / "..data")
+
+        wait_for(lambda: serial_served(webhook) != before, "the second generation")
+
+
+# Signals and deaths --------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced(nodes: list[RedisNode], key):
+    with running_webhook(environ_for(addresses(nodes))) as webhook:
+        wait_for(lambda: len(webhook.workers()) == 2, "two workers")
+        first = webhook.workers()
+        for worker in first:
+            os.kill(worker, signal.SIGKILL)
+
+        wait_for(lambda: len(set(webhook.workers()) - set(first)) == 2, "two new workers")
+        assert webhook.ask(pod_asking(key)).allowed
+        assert "at_least_semaphore_verdicts_total" in webhook.metrics()
+
+
+def test_sigterm_lets_who_has_connected_have_an_answer(nodes: list[RedisNode], key):
+    """One worker, which is stopped while five reviews have arrived: all five are answered, then it ends."""
+    with running_webhook(environ_for(addresses(nodes)), workers=1) as webhook, ThreadPoolExecutor(5) as clients:
+        wait_for(webhook.workers, "a worker")
+        webhook.ask(pod_asking(key, length=100))
+        (worker,) = webhook.workers()
+        os.kill(worker, signal.SIGSTOP)
+        answers = [clients.submit(webhook.ask, pod_asking(key, length=100)) for _ in range(5)]
+        wait_for(lambda: established(webhook.port) >= 5, "five connections")
+        webhook.process.send_signal(signal.SIGTERM)
+        os.kill(worker, signal.SIGCONT)
+
+        assert [True] * 5 == [answer.result().allowed for answer in answers]
+        assert 0 == webhook.process.wait(20)
+
+
+def established(port: int) -> int:
+    """Connections to a port of ours on which something has been sent and not been read yet."""
+    with open("/proc/net/tcp") as table:  # noqa: PTH123
+        rows = [line.split() for line in table.readlines()[1:]]
+    return sum(int(row[1].split(":")[1], 16) == port and int(row[4].split(":")[1], 16) > 0 for row in rows)
+
+
+def test_metrics_of_an_earlier_run_are_not_counted_again(tmp_path, nodes: list[RedisNode], key):
+    environ = environ_for(addresses(nodes), PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "metrics"))
+    for _ in range(2):
+        with running_webhook(environ) as webhook:
+            webhook.ask(pod_asking(key))
+            assert 'at_least_semaphore_verdicts_total{reason="granted"} 1.0' in webhook.metrics()
+
+
+def test_workers_count_together(webhook: Webhook, key):
+    """However many workers there are, the page shows their sum."""
+
+    def granted() -> float:
+        prefix = 'at_least_semaphore_verdicts_total{reason="granted"}'
+        return next(
+            float(line.removeprefix(prefix)) for line in webhook.metrics().splitlines() if line.startswith(prefix)
+        )
+
+    before = granted()
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(lambda _: webhook.ask(pod_asking(key, length=100)), range(40)))
+
+    assert before + 40 == granted()
+
+
+# Starting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("REDIS_ADDRESSES", "redis-0", "REDIS_ADDRESSES: 'redis-0' is not an address; write host:port"),
+        ("REDIS_ADDRESSES", "a:1,b:2", "REDIS_ADDRESSES: 'a:1,b:2' has 2 addresses; give an odd number"),
+        ("CERT_DIR", "/nowhere", "CERT_DIR: there is no /nowhere/tls.crt; mount the TLS Secret there"),
+        ("SIDECAR_MODE", "daemon", "SIDECAR_MODE: 'daemon' is not a mode; write native, or container"),
+        ("BIND", "9443", "BIND: '9443' is not where one can listen; write address:port"),
+    ],
+)
+def test_gunicorn_does_not_start_with_a_wrong_setting_and_says_which(tmp_path, variable, value, said):
+    issue_certificate(tmp_path, trustme.CA())
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CERT_DIR": str(tmp_path),
+        "BIND": f"127.0.0.1:{free_port()}",
+        "TMPDIR": str(tmp_path),
+        variable: value,
+    }
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
+    )
+
+    assert 1 == ended.returncode
+    assert ended.stderr.startswith(f"cannot start: {said}"), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {"tls.crt", "tls.key"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_gunicorn_does_not_start_on_a_taken_metrics_port_and_says_so(tmp_path):
+    issue_certificate(tmp_path, trustme.CA())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "CERT_DIR": str(tmp_path),
+            "BIND": f"127.0.0.1:{free_port()}",
+            "METRICS_PORT": str(taken.getsockname()[1]),
+        }
+        ended = subprocess.run(
+            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
+        )
+
+    assert 1 == ended.returncode
+    assert "cannot start: METRICS_PORT: cannot listen on 127.0.0.1" in ended.stderr
+
+
+def test_the_systemd_unit_is_valid():
+    """As far as systemd-analyze can tell, on a machine where the files it names are elsewhere."""
+    try:
+        verified = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(ROOT / "docs" / "at-least-semaphore-pod-hook.service")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except FileNotFoundError:
+        pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
+
+    complaints = [line for line in verified.stderr.splitlines() if "at-least-semaphore-pod-hook" in line]
+    assert [] == [line for line in complaints if "is not executable: No such file or directory" not in line]
