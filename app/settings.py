@@ -65,6 +65,8 @@ class Settings:
         """Read and check all variables. An empty one counts as unset. Raises SettingsError at the first wrong one."""
         read = _Reader(environ)
         addresses = read("REDIS_ADDRESSES", _checked_addresses, "127.0.0.1:6379")
+        read.check_login("REDIS_USERNAME", "REDIS_PASSWORD")
+        read.check_login("SIDECAR_REDIS_USERNAME", "SIDECAR_REDIS_PASSWORD")
         return cls(
             redis_addresses=parse_addresses(addresses),
             redis_username=read("REDIS_USERNAME", str, None),
@@ -104,6 +106,10 @@ class _Reader:
             return convert(text)
         except ValueError as error:
             raise SettingsError(f"{name}: {error}") from error
+
+    def check_login(self, username: str, password: str) -> None:
+        if self(username, str, "") and not self(password, str, ""):
+            raise SettingsError(f"{username}: {self.environ[username]!r} has no password; set {password} as well")
 
 
 def _checked_addresses(text: str) -> str:

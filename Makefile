@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.11, git and make.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo run test lint format clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## play the main job on real nodes, a real webhook and real sidecars
+	$(RUN) -m tests.demo
+
+run: $(VENV)/installed ## three nodes and a webhook that stay, and a review to send
+	$(RUN) -m tests.run
+
+test: $(VENV)/installed ## all tests
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed ## ruff, mypy and the import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/installed ## let ruff set the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove what is not in git
+	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; name it by: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[test,lint]'
+	@touch $@
