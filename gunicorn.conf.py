@@ -4,6 +4,7 @@ Read by gunicorn's first process, and once more on SIGHUP. All settings are vari
 the README; they are checked here, before anything listens.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -42,9 +43,8 @@ except (SettingsError, OSError) as error:
 wsgi_app = "app:create_app()"
 worker_class = "app.server.Worker"
 bind = _settings.bind
-# An answer later than the API server's ten seconds is of no use to anybody.
-timeout = 15
-graceful_timeout = 15
+# A worker that is silent for longer than its slowest peer and its longest admission take together is stuck.
+timeout = graceful_timeout = 10 + math.ceil(_settings.admission_budget_seconds)
 control_socket_disable = True
 logconfig_dict = CONFIG
 if Path("/dev/shm").is_dir():  # noqa: S108  heartbeats of workers, where the root file system is read-only

@@ -88,6 +88,12 @@ def test_a_field_of_any_wrong_type_is_answered_and_never_with_a_500(webhook: Web
     assert (answer["response"]["uid"] == review["request"]["uid"]) if status == 200 else path[-1] in answer["error"]
 
 
+def test_a_review_of_seven_mebibytes_is_taken(webhook: Webhook):
+    body = json.dumps(review_of({"metadata": {}, "spec": {"containers": []}})).encode()
+
+    assert 200 == webhook.request("POST", "/mutate", body.ljust(7 * 1024 * 1024), JSON)[0]
+
+
 def test_other_paths_and_methods_are_no_errors_of_the_server(webhook: Webhook):
     assert 404 == webhook.get("/")[0]
     assert 405 == webhook.get("/mutate")[0]
