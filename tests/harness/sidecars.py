@@ -50,8 +50,11 @@ class Sidecar:
 
     @property
     def resident_kilobytes(self) -> int:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        return int(next(line for line in self.status().splitlines() if line.startswith("VmRSS")).split()[1])
+
+    def status(self) -> str:
+        """What the kernel says of it: proc(5)."""
+        return Path(f"/proc/{self.pid}/status").read_text()
 
     def said(self, part: str) -> list[dict[str, Any]]:
         """The log's lines so far whose message contains `part`."""
