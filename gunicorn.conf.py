@@ -4,6 +4,7 @@ Read by gunicorn's first process, and once more on SIGHUP. All settings are vari
 the README; they are checked here, before anything listens.
 """
 
+import atexit
 import math
 import os
 import shutil
@@ -19,29 +20,34 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
 
 from app.logs import CONFIG  # noqa: E402
-from app.server import TlsContext, defer_accept  # noqa: E402
+from app.server import CertificateError, defer_accept, tls_context  # noqa: E402
 from app.settings import Settings, SettingsError  # noqa: E402
 
 _metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
+_first_process = os.getpid()
+
+
+@atexit.register
 def _remove_own_folder():
-    if _metrics_dir.name.startswith(_OWN_FOLDER):
+    # Workers are forked, and come by here as well when they end.
+    if os.getpid() == _first_process and _metrics_dir.name.startswith(_OWN_FOLDER):
         shutil.rmtree(_metrics_dir, ignore_errors=True)
 
 
 try:
     _settings = Settings.from_env(os.environ)
-    _settings.check_files()
-    _tls = TlsContext(_settings.cert_file, _settings.key_file)
+    _tls = tls_context(_settings.cert_file, _settings.key_file)
     _tls.current()
-except (SettingsError, OSError) as error:
-    _remove_own_folder()
-    where = "" if isinstance(error, SettingsError) else "CERT_DIR: the certificate cannot be used: "
-    sys.exit(f"cannot start: {where}{error}")
+except SettingsError as error:
+    sys.exit(f"cannot start: {error}")
+except CertificateError as error:
+    sys.exit(f"cannot start: CERT_DIR: {error}; mount the TLS Secret there, or name the folder of tls.crt and tls.key")
 
 wsgi_app = "app:create_app()"
 worker_class = "app.server.Worker"
+workers = _settings.web_concurrency
 bind = _settings.bind
 # A worker that is silent for longer than its slowest peer and its longest admission take together is stuck.
 timeout = graceful_timeout = 10 + math.ceil(_settings.admission_budget_seconds)
@@ -81,7 +87,3 @@ def when_ready(server):
 def child_exit(server, worker):
     """Gauges of a process that is gone must not live on."""
     GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
-
-
-def on_exit(server):
-    _remove_own_folder()

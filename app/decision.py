@@ -56,6 +56,8 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
     if request is None:
         return _leave_alone(review.pod, rules)
     semaphore = f"{review.namespace}/{request.key}"
+    if request.length == 0:
+        return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0")
     if review.dry_run:
         patch = _patch(review.pod, request, rules, Grant(0, secrets.token_hex(16)), semaphore)
         return Verdict.allow(Reason.DRY_RUN, patch=patch)
@@ -94,8 +96,6 @@ def _ask_for_slot(
     review: Review, pod: Pod, request: SlotRequest, semaphores: Semaphores, rules: Rules, deadline: float
 ) -> Verdict:
     semaphore = f"{review.namespace}/{request.key}"
-    if request.length == 0:
-        return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0")
     claim = Claim(
         semaphore=semaphore,
         length=request.length,

@@ -6,7 +6,9 @@ that is silent, or sends a byte now and then, must not be able to keep it.
 
 import contextlib
 import errno
+import functools
 import logging
+import os
 import socket
 import ssl
 import time
@@ -66,6 +68,10 @@ class DeadlineSocket(ssl.SSLSocket):
         return ConnectionResetError(errno.ECONNRESET, f"the peer was too slow with its {stage}")
 
 
+class CertificateError(Exception):
+    """There is no certificate to serve with; the message names the files and what is wrong with them."""
+
+
 class TlsContext:
     """The TLS context made of two files, and made anew when they change: cert-manager rotates them.
 
@@ -78,33 +84,48 @@ class TlsContext:
         self._context: ssl.SSLContext | None = None
 
     def current(self) -> ssl.SSLContext:
-        """The context for the next connection. Raises OSError if there has never been a usable one."""
-        try:
-            state = tuple(_state(file) for file in self._files)
-            if state != self._seen:
-                self._seen = state
-                self._load()
-        except OSError as error:  # ssl.SSLError is one
-            if self._context is None:
-                raise
-            log.error("the certificate in %s cannot be used, the last one goes on serving: %s", self._files[0], error)
-        assert self._context is not None  # noqa: S101  either loaded or raised
+        """The context for the next connection. Raises CertificateError if there has never been a usable one."""
+        state = tuple(_state(file) for file in self._files)
+        if state != self._seen or self._context is None:
+            self._seen = state
+            try:
+                self._context = self._load()
+            except CertificateError as error:
+                if self._context is None:
+                    raise
+                log.error("%s; the last certificate goes on serving", error)
+            else:
+                log.info("serving the certificate in %s", self._files[0])
         return self._context
 
-    def _load(self) -> None:
+    def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.sslsocket_class = DeadlineSocket
-        cert_file, key_file = self._files
-        context.load_cert_chain(cert_file, key_file)
-        if self._context is not None:
-            log.info("serving a new certificate from %s", cert_file)
-        self._context = context
+        for file in self._files:
+            if not os.access(file, os.R_OK):
+                raise CertificateError(f"{file} is not there or cannot be read")
+        try:
+            context.load_cert_chain(*self._files)
+        except OSError as error:  # ssl.SSLError is one
+            cert_file, key_file = self._files
+            wrong = f"{cert_file} and {key_file} are not PEM, or do not belong together"
+            raise CertificateError(f"{wrong} ({error})") from error
+        return context
 
 
-def _state(file: Path) -> tuple[int, int, int]:
+@functools.cache
+def tls_context(cert_file: Path, key_file: Path) -> TlsContext:
+    """The one context of a process, which outlives its configuration being read once more on SIGHUP."""
+    return TlsContext(cert_file, key_file)
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
     """What changes when the file does, also when it is a link to another one as in a mounted Secret."""
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
@@ -126,5 +147,7 @@ class Worker(SyncWorker):  # type: ignore[misc]
         while time.monotonic() < give_up:
             try:
                 self.accept(listener)
-            except OSError:  # nobody is left, or the peer is gone
+            except BlockingIOError:  # nobody is left
                 return
+            except ConnectionError:  # the peer is gone
+                continue

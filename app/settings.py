@@ -44,6 +44,8 @@ class Settings:
     cert_dir: Path
     bind: str
     metrics_port: int
+    # Workers of gunicorn; each serves one request at a time.
+    web_concurrency: int
     # Tells installations in one cluster, or on the same nodes, apart. Empty: none.
     variant: str
 
@@ -65,13 +67,14 @@ class Settings:
         """Read and check all variables. An empty one counts as unset. Raises SettingsError at the first wrong one."""
         read = _Reader(environ)
         addresses = read("REDIS_ADDRESSES", _checked_addresses, "127.0.0.1:6379")
-        read.check_login("REDIS_USERNAME", "REDIS_PASSWORD")
-        read.check_login("SIDECAR_REDIS_USERNAME", "SIDECAR_REDIS_PASSWORD")
+        sidecar_addresses = read("SIDECAR_REDIS_ADDRESSES", _checked_addresses, addresses)
+        _check_count(sidecar_addresses, addresses)
+        read.check_logins()
         return cls(
             redis_addresses=parse_addresses(addresses),
             redis_username=read("REDIS_USERNAME", str, None),
             redis_password=read("REDIS_PASSWORD", str, None),
-            sidecar_redis_addresses=read("SIDECAR_REDIS_ADDRESSES", _checked_addresses, addresses),
+            sidecar_redis_addresses=sidecar_addresses,
             sidecar_redis_username=read("SIDECAR_REDIS_USERNAME", str, None),
             sidecar_redis_password=read("SIDECAR_REDIS_PASSWORD", str, None),
             sidecar_image=read("SIDECAR_IMAGE", _image, DEFAULT_IMAGE),
@@ -81,17 +84,9 @@ class Settings:
             cert_dir=read("CERT_DIR", Path, Path("/var/k8s-webhook-server/serving-certs")),
             bind=read("BIND", _bind, "0.0.0.0:9443"),
             metrics_port=read("METRICS_PORT", _port, 8080),
+            web_concurrency=read("WEB_CONCURRENCY", _workers, 1),
             variant=read("VARIANT", _variant, ""),
         )
-
-    def check_files(self) -> None:
-        """Raise SettingsError if there is no certificate to serve with."""
-        for file in (self.cert_file, self.key_file):
-            if not file.is_file():
-                raise SettingsError(
-                    f"CERT_DIR: there is no {file}; mount the TLS Secret there, "
-                    "or name the folder that holds tls.crt and tls.key"
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +102,33 @@ class _Reader:
         except ValueError as error:
             raise SettingsError(f"{name}: {error}") from error
 
-    def check_login(self, username: str, password: str) -> None:
-        if self(username, str, "") and not self(password, str, ""):
-            raise SettingsError(f"{username}: {self.environ[username]!r} has no password; set {password} as well")
+    def check_logins(self) -> None:
+        for username, password in (
+            ("REDIS_USERNAME", "REDIS_PASSWORD"),
+            ("SIDECAR_REDIS_USERNAME", "SIDECAR_REDIS_PASSWORD"),
+        ):
+            if self(username, str, "") and not self(password, str, ""):
+                raise SettingsError(f"{username}: {self.environ[username]!r} has no password; set {password} as well")
+        if self("REDIS_PASSWORD", str, "") and not self("SIDECAR_REDIS_PASSWORD", str, ""):
+            raise SettingsError(
+                "SIDECAR_REDIS_PASSWORD: not set, though the nodes ask the webhook for a password; "
+                "set the one of the sidecars' user, which should not be the webhook's"
+            )
 
 
 def _checked_addresses(text: str) -> str:
     parse_addresses(text)
     return text
+
+
+def _check_count(sidecar_addresses: str, addresses: str) -> None:
+    """A sidecar that knew fewer nodes would take a minority for a majority."""
+    theirs, ours = len(parse_addresses(sidecar_addresses)), len(parse_addresses(addresses))
+    if theirs != ours:
+        raise SettingsError(
+            f"SIDECAR_REDIS_ADDRESSES: {sidecar_addresses!r} names {theirs} nodes, REDIS_ADDRESSES {ours}; "
+            "name the same nodes, as pods reach them"
+        )
 
 
 def _image(text: str) -> str:
@@ -131,13 +145,13 @@ def _mode(text: str) -> Mode:
 
 def _number(text: str, least: float, most: float, what: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or not least <= float(text) <= most:
-        raise ValueError(f"{text!r} is not {what} from {least:g} to {most:g}")
+        raise ValueError(f"{text!r} is not accepted; write {what} from {least:g} to {most:g}")
     return float(text)
 
 
 def _whole(text: str, least: int, most: int, what: str) -> int:
     if not text.isdecimal():
-        raise ValueError(f"{text!r} is not {what} from {least} to {most}")
+        raise ValueError(f"{text!r} is not accepted; write {what} from {least} to {most}")
     return int(_number(text, least, most, what))
 
 
@@ -151,6 +165,10 @@ def _budget(text: str) -> float:
 
 def _port(text: str) -> int:
     return _whole(text, 1, 65535, "a port")
+
+
+def _workers(text: str) -> int:
+    return _whole(text, 1, 1000, "a number of workers")
 
 
 def _bind(text: str) -> str:

@@ -128,7 +128,9 @@ class Keeper:
         self._release()
         self._listen(time.monotonic() + LAST_ROUND_SECONDS, self._round.complete)
         failed = {"failed": self.failures()} if self.failures() else {}
-        if len(self._round.replies) >= majority(len(self._nodes)):
+        if not any(replies[0] for replies in self._round.replies.values()) and not failed:
+            self._log("info", "ending; there was no lease left to give back")
+        elif len(self._round.replies) >= majority(len(self._nodes)):
             self._log("info", "the slot was given back", **failed)
         else:
             self._log("warning", "the slot is free only when its lease ends: no majority of nodes answered", **failed)

@@ -4,13 +4,15 @@ import json
 import signal
 import sys
 
+from tests.harness.nodes import HOOK_PASSWORD, HOOK_USER
 from tests.harness.scene import scene
 from tests.harness.webhook import pod_asking, review_of
 
 
 def main() -> int:
-    # An end by SIGTERM is to end the nodes and the webhook as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM is to end the nodes and the webhook as well; SIGINT is ignored in a script's background.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.default_int_handler)
     try:
         with scene() as running:
             webhook = running.webhook
@@ -20,6 +22,7 @@ def main() -> int:
             print(f"""\
 The webhook serves https://localhost:{webhook.port}/mutate, its metrics http://localhost:{webhook.metrics_port}/metrics
 The Redis nodes are {", ".join(str(node.address) for node in running.nodes)}
+The webhook's log is {webhook.log_file}
 
 Ask for a pod to be admitted, as an API server does. Three are, the fourth is told who holds the slots; as no
 sidecar runs for them, their slots are free again after 300 s:
@@ -27,6 +30,14 @@ sidecar runs for them, their slots are free again after 300 s:
   sed "s/UID/$(cat /proc/sys/kernel/random/uuid)/" {review} | \\
     curl --cacert {authority} --header 'Content-Type: application/json' --data-binary @- \\
     'https://localhost:{webhook.port}/mutate?timeout=10s'
+
+See on a node who holds which slot:
+
+  {sys.executable} -c 'import redis
+  login = dict(username="{HOOK_USER}", password="{HOOK_PASSWORD}", decode_responses=True)
+  node = redis.Redis(port={running.nodes[0].address.port}, **login)
+  for slot, token in sorted(node.hgetall("slots:batch/reports-db").items()):
+      if slot.isdecimal(): print(slot, node.get("lease:" + token), node.pttl("lease:" + token), "ms left")'
 
 Ctrl-C ends it all.""", flush=True)  # fmt: skip
             while True:

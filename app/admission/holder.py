@@ -20,11 +20,15 @@ def holder_of(pod: Mapping[str, Any], since: int) -> str:
     A pod's name is not known yet under generateName, which then stands for it with a `*` at its end. `pod`
     is the pod of a parsed Review.
     """
-    metadata = pod.get("metadata") or {}
-    owner = _owner(metadata.get("ownerReferences") or [])
-    name = metadata.get("name") or f"{metadata.get('generateName') or ''}*"
+    owner = _owner((pod.get("metadata") or {}).get("ownerReferences") or [])
     holder = {"owner": owner[:_TEXT_LENGTH]} if owner else {}
-    return json.dumps({**holder, "pod": name[:_TEXT_LENGTH], "since": since}, separators=(",", ":"))
+    return json.dumps({**holder, "pod": pod_name(pod), "since": since}, separators=(",", ":"))
+
+
+def pod_name(pod: Mapping[str, Any]) -> str:
+    """The pod's name or, as long as it has none, what it will begin with and a `*`; at most 253 characters."""
+    metadata = pod.get("metadata") or {}
+    return str(metadata.get("name") or f"{metadata.get('generateName') or ''}*")[:_TEXT_LENGTH]
 
 
 def _owner(references: list[Mapping[str, Any]]) -> str:
@@ -44,6 +48,8 @@ def describe(held: int, length: int, holders: Iterable[str]) -> str:
     owners = Counter(_named(holder) for holder in holders)
     shown = sorted(owners.items(), key=lambda owner: (-owner[1], owner[0]))[:_SHOWN_OWNERS]
     phrase = f"{held} of {length} slots held"
+    if held > length:
+        phrase += " (the length was reduced)"
     if shown:
         phrase += " by " + ", ".join(f"{name} ({count})" for name, count in shown)
     more = held - sum(count for _, count in shown)

@@ -60,6 +60,7 @@ class Unheard:
     """No usable answer: the node may or may not have done it, so a release goes there too."""
 
     why: str
+    asked: bool = True  # False: nothing was sent, so nothing can come of it later
 
 
 # What comes of it ---------------------------------------------------------------------------------------

@@ -96,11 +96,15 @@ class Node:
         A release goes to a node that is passed over as well, behind what was sent before; without a connection
         it is sent as soon as there is one.
         """
-        if self._connection and self._fault is None:
-            return self._transmit(self._connection, command)
-        if isinstance(command, Release) and (self._connection is None or self._transmit(self._connection, command)):
+        unheard = Unheard(self._fault or "not connected", asked=False)
+        if self._connection and (self._fault is None or isinstance(command, Release)):
+            lost = self._transmit(self._connection, command)
+            if lost is None:
+                return None if self._fault is None else unheard
+            unheard = lost
+        if isinstance(command, Release):
             self._owed.append(command)
-        return Unheard(self._fault or "not connected")
+        return unheard
 
     def receive(self) -> list[tuple[Command, Answer]]:
         """The answers that have come in, oldest first, without waiting."""
@@ -183,6 +187,8 @@ class Node:
         if self._connection:
             self._connection.disconnect()
         self._connection = None
+        # They may not have arrived; done twice they do no harm.
+        self._owed.extend(command for command, _ in self._pending if isinstance(command, Release))
         self._pending.clear()
 
     def _set_fault(self, fault: str | None) -> None:
@@ -228,7 +234,7 @@ class _Attempt(threading.Thread):
     def run(self) -> None:
         try:
             self.connection = self._connect()
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
             self.error = _cause(error)
 
 

@@ -25,6 +25,7 @@ from app.semaphore.model import (
     Lease,
     Outcome,
     Record,
+    Taken,
     Unavailable,
     Unheard,
     Unknown,
@@ -73,6 +74,10 @@ class _Try:
     def lacks_records(self) -> bool:
         return any(isinstance(answer, Unknown) for answer in self.answers.values())
 
+    @property
+    def is_slot_taken(self) -> bool:
+        return any(isinstance(answer, Taken) for answer in self.answers.values())
+
 
 def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock: Callable[[], float]) -> Steps[Outcome]:
     """Get a slot. Every try uses the next of `tokens`: a release of an earlier try that is late cannot touch it.
@@ -85,11 +90,11 @@ def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock:
         ended = yield from _try(claim, nodes, token, rng.randrange(claim.length), passed_by)
         if not isinstance(ended.outcome, Grant | Full):
             yield from _send_release(token, nodes)
-        if ended.lacks_records or ended.outcome is None:
+        if ended.lacks_records or (ended.outcome is None and ended.is_slot_taken):
             yield from repair(claim.semaphore, nodes, clock)
         if ended.outcome is not None:
             return ended.outcome
-        if ended.slot is not None:
+        if ended.slot is not None and ended.is_slot_taken:
             avoid.add(ended.slot)
         yield Pause(rng.uniform(0, min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS)))
     return Unavailable("the nodes do not agree on a slot", {})
@@ -110,7 +115,7 @@ def _try(claim: Claim, nodes: int, token: str, start: int, avoid: frozenset[int]
         if isinstance(pick, Granted):
             exactly = Acquire(claim, token, slot=pick.slot, found=found)
             return (yield from _confirm(exactly, pick, sequencer, answers, nodes))
-    return _Try(None if len(_heard(answers)) >= majority(nodes) else _no_majority(answers, nodes), answers)
+    return _Try(_no_majority(answers, nodes) if _is_out_of_reach(answers, nodes) else None, answers)
 
 
 def _confirm(exactly: Acquire, pick: Granted, sequencer: int, answers: Answers, nodes: int) -> Steps[_Try]:
@@ -130,21 +135,32 @@ def _confirm(exactly: Acquire, pick: Granted, sequencer: int, answers: Answers, 
 
 
 def _ask_in_turn(command: Acquire, order: Iterable[int], nodes: int) -> Steps[dict[int, Answer]]:
-    """Ask one node after the other until one has a record, or a majority can no longer be had."""
+    """Ask one node after the other until one has a record, or a majority can no longer be had.
+
+    A node that was asked and is silent spends the token: it may yet give it a slot of its own choosing, where the
+    token, were it granted another slot by the others, would hold both. The next try passes that node over.
+    """
     answers: dict[int, Answer] = {}
     for node in order:
         answers.update((yield Ask({node: command}, _never)))
-        unheard = sum(isinstance(answer, Unheard) for answer in answers.values())
-        if isinstance(answers[node], Granted | Full) or unheard > nodes - majority(nodes):
+        if _ends_search(answers[node]) or _is_out_of_reach(answers, nodes):
             break
     return answers
 
 
+def _ends_search(answer: Answer) -> bool:
+    return answer.asked if isinstance(answer, Unheard) else isinstance(answer, Granted | Full)
+
+
+def _is_out_of_reach(answers: Answers, nodes: int) -> bool:
+    """Whether so many nodes gave no usable answer that the others are no majority."""
+    return len(answers) - len(_heard(answers)) > nodes - majority(nodes)
+
+
 def _nobody_knows(answers: Answers, nodes: int) -> bool:
-    """Whether the semaphore is new: a majority says so, and nobody who was heard says otherwise."""
+    """Whether the semaphore is new: a majority says so, and nobody says otherwise or may yet."""
     unknown = sum(isinstance(answer, Unknown) for answer in answers.values())
-    recorded = any(isinstance(answer, Granted | Full) for answer in answers.values())
-    return unknown >= majority(nodes) and not recorded
+    return unknown >= majority(nodes) and not any(_ends_search(answer) for answer in answers.values())
 
 
 def _no_majority(answers: Answers, nodes: int) -> Unavailable:

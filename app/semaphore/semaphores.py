@@ -77,14 +77,14 @@ class Semaphores:
 
     def _ask(self, ask: quorum.Ask, deadline: float) -> Mapping[int, Answer]:
         """Send to all, then read, and stop as soon as the answers suffice or the nodes' patience is used up."""
+        self._connect(ask.commands, min(self._clock() + self._patience_seconds, deadline))
         until = min(self._clock() + self._patience_seconds, deadline)
-        self._connect(ask.commands, until)
         answers: dict[int, Answer] = {}
         awaited: dict[int, Command] = {}
         in_time = self._clock() < until
         for number, command in ask.commands.items():
             if not in_time and not isinstance(command, Release):
-                answers[number] = Unheard("no time left")
+                answers[number] = Unheard("no time left", asked=False)
             elif unheard := self._nodes[number].send(command):
                 answers[number] = unheard
             else:
@@ -126,7 +126,9 @@ class Semaphores:
         return {}
 
     def _silent(self, until: float, deadline: float) -> Unheard:
-        return Unheard("no time left" if until >= deadline else f"no answer within {self._patience_seconds:g} s")
+        return Unheard(
+            "no time left" if until >= deadline else f"no answer within {self._patience_seconds * 1000:.0f} ms"
+        )
 
     def _named(self, unavailable: Unavailable) -> Unavailable:
         """With the addresses of the nodes instead of their numbers."""

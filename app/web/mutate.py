@@ -13,7 +13,8 @@ from collections.abc import Callable
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
-from app.admission.review import Malformed, Review, Verdict, parse_review, respond
+from app.admission.holder import pod_name
+from app.admission.review import Malformed, Reason, Review, Verdict, parse_review, respond
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ LARGEST_BODY_BYTES = 7 * 1024 * 1024
 DRAINED_BODIES = 4
 # For the way back: an answer that the API server has stopped waiting for would hold a slot for nobody.
 MARGIN_SECONDS = 0.3
+
+TROUBLES = (Reason.UNAVAILABLE, Reason.ADMITTED_WITHOUT_SLOT)
 
 # A Go duration in the units that a timeout is given in (https://pkg.go.dev/time#ParseDuration).
 _DURATION = re.compile(r"(?:(\d{1,4})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,7})ms)?")
@@ -68,10 +71,12 @@ def _json_body() -> object:
 
 
 def _log(review: Review, verdict: Verdict) -> None:
+    """One line for each pod. The review's uid is left out: together with the secret it makes the token."""
     if review.pod is None:
         return
-    fields = {"namespace": review.namespace, "reason": verdict.reason.value, "allowed": verdict.allowed}
-    log.info(verdict.message or verdict.reason.value, extra={**fields, "review": review.uid})
+    level = logging.WARNING if verdict.reason in TROUBLES else logging.INFO
+    fields = {"namespace": review.namespace, "pod": pod_name(review.pod), "reason": verdict.reason.value}
+    log.log(level, verdict.message or verdict.reason.value, extra={**fields, "allowed": verdict.allowed})
 
 
 def _bad_request(error: Exception) -> tuple[Response, int]:

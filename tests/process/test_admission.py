@@ -142,6 +142,21 @@ def test_a_pod_that_lost_its_annotations_loses_our_sidecar_too(webhook: Webhook,
     assert [] == answer.pod["spec"]["initContainers"]
 
 
+def test_what_the_log_says_names_the_pod_and_no_token(webhook: Webhook, key):
+    answer = webhook.ask(pod_asking(key, length=1))
+
+    line = next(line for line in reversed(webhook.log_lines()) if line["logger"] == "app.web.mutate")
+    assert {
+        "level": "info",
+        "message": f"semaphore batch/{key}: slot 0 of 1",
+        "namespace": "batch",
+        "pod": "reports-7d9c-*",
+        "reason": "granted",
+        "allowed": True,
+    } == {name: value for name, value in line.items() if name not in ("time", "logger")}
+    assert answer.env()["TOKEN"] not in webhook.log()
+
+
 def test_a_mirror_pod_is_left_as_it_is(webhook: Webhook, nodes, key):
     pod = pod_asking(key)
     pod["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "hash"

@@ -236,7 +236,18 @@ def test_a_broken_certificate_is_told_of_and_the_last_good_one_goes_on_serving(n
 
         assert good == serial_served(webhook)
         assert webhook.ask(pod_asking(key)).allowed
-        assert "cannot be used, the last one goes on serving" in webhook.log()
+        assert "tls.key are not PEM, or do not belong together" in webhook.log()
+        assert "the last certificate goes on serving" in webhook.log()
+
+
+def test_a_reload_with_a_broken_certificate_goes_on_serving(nodes: list[RedisNode], key):
+    with running_webhook(environ_for(addresses(nodes))) as webhook:
+        first = wait_for(lambda: set(webhook.workers()), "workers")
+        (webhook.folder / "tls.crt").unlink()
+        webhook.process.send_signal(signal.SIGHUP)
+
+        wait_for(lambda: webhook.workers() and not first & set(webhook.workers()), "new workers")
+        assert webhook.ask(pod_asking(key)).allowed
 
 
 def test_a_certificate_in_a_mounted_secret_is_followed_through_its_link(tmp_path, nodes: list[RedisNode]):
@@ -326,7 +337,8 @@ def test_workers_count_together(webhook: Webhook, key):
     [
         ("REDIS_ADDRESSES", "redis-0", "REDIS_ADDRESSES: 'redis-0' is not an address; write host:port"),
         ("REDIS_ADDRESSES", "a:1,b:2", "REDIS_ADDRESSES: 'a:1,b:2' has 2 addresses; give an odd number"),
-        ("CERT_DIR", "/nowhere", "CERT_DIR: there is no /nowhere/tls.crt; mount the TLS Secret there"),
+        ("CERT_DIR", "/nowhere", "CERT_DIR: /nowhere/tls.crt is not there or cannot be read; mount the TLS Secret"),
+        ("WEB_CONCURRENCY", "0", "WEB_CONCURRENCY: '0' is not accepted; write a number of workers from 1 to 1000"),
         ("SIDECAR_MODE", "daemon", "SIDECAR_MODE: 'daemon' is not a mode; write native, or container"),
         ("BIND", "9443", "BIND: '9443' is not where one can listen; write address:port"),
     ],
@@ -359,6 +371,7 @@ def test_gunicorn_does_not_start_on_a_taken_metrics_port_and_says_so(tmp_path):
             "CERT_DIR": str(tmp_path),
             "BIND": f"127.0.0.1:{free_port()}",
             "METRICS_PORT": str(taken.getsockname()[1]),
+            "TMPDIR": str(tmp_path),
         }
         ended = subprocess.run(
             [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
@@ -366,6 +379,7 @@ def test_gunicorn_does_not_start_on_a_taken_metrics_port_and_says_so(tmp_path):
 
     assert 1 == ended.returncode
     assert "cannot start: METRICS_PORT: cannot listen on 127.0.0.1" in ended.stderr
+    assert {"tls.crt", "tls.key"} == {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_systemd_unit_is_valid():

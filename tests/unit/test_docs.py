@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def block(language: str, containing: str) -> str:
     """The fenced code block of that language in which this text stands."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
     return next(found for found in blocks if containing in found)
 
 

@@ -72,7 +72,7 @@ def test_without_any_known_holder_only_the_numbers_are_told():
 
 
 def test_more_slots_may_be_held_than_the_length_after_it_was_reduced():
-    assert "2 of 1 slots held by Job/a (2)" == describe(2, 1, holders("Job/a", 2))
+    assert "2 of 1 slots held (the length was reduced) by Job/a (2)" == describe(2, 1, holders("Job/a", 2))
 
 
 BROKEN = ["", "{", "[]", "1", "null", "{}", '{"owner":1,"pod":[1]}', '{"owner":""}', "[" * 100_000, "9" * 10_000]

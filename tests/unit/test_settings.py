@@ -1,6 +1,5 @@
 """The variables: what they accept, and what is said of what they do not."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ def test_the_defaults_are_those_of_the_readme():
         cert_dir=Path("/var/k8s-webhook-server/serving-certs"),
         bind="0.0.0.0:9443",
         metrics_port=8080,
+        web_concurrency=1,
         variant="",
     )
 
@@ -36,7 +36,7 @@ def test_every_variable_is_read():
             "REDIS_ADDRESSES": "redis-0.redis:6379, redis-1.redis:6380,[::1]:6381",
             "REDIS_USERNAME": "hook",
             "REDIS_PASSWORD": "secret",
-            "SIDECAR_REDIS_ADDRESSES": "outside:1",
+            "SIDECAR_REDIS_ADDRESSES": "a:1,b:1,c:1",
             "SIDECAR_REDIS_USERNAME": "sidecar",
             "SIDECAR_REDIS_PASSWORD": "other",
             "SIDECAR_IMAGE": "registry.example/hook@sha256:0",
@@ -46,6 +46,7 @@ def test_every_variable_is_read():
             "CERT_DIR": "/tls",
             "BIND": "[::]:443",
             "METRICS_PORT": "9090",
+            "WEB_CONCURRENCY": "4",
             "VARIANT": "blue",
         }
     )
@@ -54,7 +55,7 @@ def test_every_variable_is_read():
         redis_addresses=(Address("redis-0.redis", 6379), Address("redis-1.redis", 6380), Address("::1", 6381)),
         redis_username="hook",
         redis_password="secret",
-        sidecar_redis_addresses="outside:1",
+        sidecar_redis_addresses="a:1,b:1,c:1",
         sidecar_redis_username="sidecar",
         sidecar_redis_password="other",
         sidecar_image="registry.example/hook@sha256:0",
@@ -64,6 +65,7 @@ def test_every_variable_is_read():
         cert_dir=Path("/tls"),
         bind="[::]:443",
         metrics_port=9090,
+        web_concurrency=4,
         variant="blue",
     )
     assert 0.125 == settings.node_patience_seconds
@@ -97,19 +99,23 @@ def test_passwords_do_not_show_when_settings_are_printed():
         ("REDIS_ADDRESSES", "a:1,b:1", "has 2 addresses; give an odd number, usually 3"),
         ("REDIS_ADDRESSES", "a:1,a:1,b:1", "names an address twice"),
         ("REDIS_USERNAME", "hook", "'hook' has no password; set REDIS_PASSWORD as well"),
+        ("REDIS_ADDRESSES", "a..b:1", "'a..b:1' is not an address"),
+        ("REDIS_ADDRESSES", f"{'a' * 64}:1", "is not an address"),
         ("SIDECAR_REDIS_ADDRESSES", "x", "'x' is not an address"),
+        ("SIDECAR_REDIS_ADDRESSES", "a:1,b:1,c:1", "names 3 nodes, REDIS_ADDRESSES 1; name the same nodes"),
         ("SIDECAR_REDIS_USERNAME", "sidecar", "'sidecar' has no password; set SIDECAR_REDIS_PASSWORD as well"),
         ("SIDECAR_IMAGE", "a b", "'a b' is not the name of an image"),
         ("SIDECAR_MODE", "Native", "'Native' is not a mode; write native, or container for Kubernetes before 1.29"),
-        ("RESERVATION_SECONDS", "4", "'4' is not a whole number of seconds from 5 to 86400"),
-        ("RESERVATION_SECONDS", "60.5", "'60.5' is not a whole number of seconds from 5 to 86400"),
+        ("RESERVATION_SECONDS", "4", "'4' is not accepted; write a whole number of seconds from 5 to 86400"),
+        ("RESERVATION_SECONDS", "60.5", "'60.5' is not accepted; write a whole number of seconds from 5 to 86400"),
         ("RESERVATION_SECONDS", "-60", "'-60' is not"),
-        ("ADMISSION_BUDGET_SECONDS", "0", "'0' is not a number of seconds from 0.2 to 25"),
+        ("ADMISSION_BUDGET_SECONDS", "0", "'0' is not accepted; write a number of seconds from 0.2 to 25"),
         ("ADMISSION_BUDGET_SECONDS", "nan", "'nan' is not"),
         ("ADMISSION_BUDGET_SECONDS", "2s", "'2s' is not"),
         ("BIND", "9443", "'9443' is not where one can listen; write address:port, such as 0.0.0.0:9443"),
-        ("METRICS_PORT", "http", "'http' is not a port from 1 to 65535"),
-        ("METRICS_PORT", "٨٠", "'٨٠' is not a port from 1 to 65535"),
+        ("METRICS_PORT", "http", "'http' is not accepted; write a port from 1 to 65535"),
+        ("METRICS_PORT", "٨٠", "'٨٠' is not accepted; write a port from 1 to 65535"),
+        ("WEB_CONCURRENCY", "0", "'0' is not accepted; write a number of workers from 1 to 1000"),
         ("VARIANT", "Blue", "'Blue' is not a DNS label of at most 20 characters (a-z, 0-9, -)"),
         ("VARIANT", "a" * 21, "is not a DNS label"),
     ],
@@ -122,10 +128,7 @@ def test_a_wrong_value_is_named_with_its_variable_and_the_remedy(variable, value
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("missing", ["tls.crt", "tls.key"])
-def test_a_missing_certificate_is_named_with_the_remedy(tmp_path, missing):
-    for name in {"tls.crt", "tls.key"} - {missing}:
-        (tmp_path / name).touch()
-
-    with pytest.raises(SettingsError, match=f"CERT_DIR: there is no {tmp_path}/{missing}; mount the TLS Secret there"):
-        replace(Settings.from_env({}), cert_dir=tmp_path).check_files()
+def test_sidecars_without_a_password_are_refused_where_the_webhook_has_one():
+    """Every admitted pod would wait for a sidecar that may do nothing."""
+    with pytest.raises(SettingsError, match="SIDECAR_REDIS_PASSWORD: not set, though the nodes ask the webhook for"):
+        Settings.from_env({"REDIS_PASSWORD": "secret"})

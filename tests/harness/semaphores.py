@@ -1,0 +1,89 @@
+"""Semaphores on given nodes, as the webhook builds them, and what these nodes hold in the end."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import Any, Protocol
+
+from app.semaphore.commands import load_scripts
+from app.semaphore.model import Claim
+from app.semaphore.node import Node
+from app.semaphore.semaphores import Semaphores
+from sidecar.protocol import Address, Keys
+from tests.harness.nodes import HOOK_PASSWORD, HOOK_USER, RedisNode
+
+SEMAPHORE = "batch/reports-db"
+RECORD = Keys().record(SEMAPHORE)
+PATIENCE_SECONDS = 0.5
+BUDGET_SECONDS = 2.0
+
+
+class HasAddress(Protocol):
+    """Anything that listens where a node could."""
+
+    @property
+    def address(self) -> Address: ...
+
+
+@contextmanager
+def semaphores_on(
+    nodes: Sequence[HasAddress],
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    password: str = HOOK_PASSWORD,
+    rng: Random | None = None,
+) -> Iterator[Semaphores]:
+    """Semaphores on `nodes` in this order; every use is another webhook with connections of its own."""
+    scripts = load_scripts()
+    connections = [
+        Node(
+            node.address,
+            keys=Keys(),
+            scripts=scripts,
+            patience_seconds=patience_seconds,
+            username=HOOK_USER,
+            password=password,
+        )
+        for node in nodes
+    ]
+    semaphores = Semaphores(connections, patience_seconds=patience_seconds, rng=rng)
+    try:
+        yield semaphores
+    finally:
+        semaphores.close()
+
+
+def claim_of(length: int, *, reservation_ms: int = 60_000, holder: str = "{}") -> Claim:
+    return Claim(SEMAPHORE, length, reservation_ms, holder)
+
+
+def tokens_of(name: str) -> Iterator[str]:
+    """The tokens for the tries of one admission: name.0, name.1, …"""
+    return (f"{name}.{attempt}" for attempt in itertools.count())
+
+
+def acquire(semaphores: Semaphores, name: str, length: int, budget_seconds: float = BUDGET_SECONDS) -> Any:
+    """One admission, for a holder of this name; its outcome, in which a test may look for what it expects."""
+    return semaphores.acquire(claim_of(length, holder=name), tokens_of(name), time.monotonic() + budget_seconds)
+
+
+def soon() -> float:
+    """A deadline that leaves an admission's usual time."""
+    return time.monotonic() + BUDGET_SECONDS
+
+
+def leases_on(node: RedisNode) -> dict[int, str]:
+    """The live slots on one node: slot → token."""
+    with node.client() as client:
+        entries: dict[str, Any] = client.hgetall(RECORD)
+        return {
+            int(slot): token for slot, token in entries.items() if slot.isdecimal() and client.exists(f"lease:{token}")
+        }
+
+
+def all_leases_on(node: RedisNode) -> set[str]:
+    """Every token with a lease on the node, whether or not a record names it."""
+    with node.client() as client:
+        return {key.removeprefix("lease:") for key in client.scan_iter("lease:*")}

@@ -1,0 +1,440 @@
+"""The contract of each Lua script, as its header states it, held against a real node."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import redis
+
+from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
+from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
+from sidecar.protocol import LONGEST_LEASE_MS, Keys
+from tests.harness.nodes import ACL, HOOK_PASSWORD, HOOK_USER, RedisNode, redis_nodes
+from tests.harness.semaphores import RECORD, SEMAPHORE
+from tests.harness.waiting import wait_for
+
+DAY_MS = LONGEST_LEASE_MS
+
+
+class Hook:
+    """The hook's user on one node, and beside it a client with every right to look and meddle."""
+
+    def __init__(self, node: RedisNode) -> None:
+        host, port = node.address
+        self._client = redis.Redis(host, port, username=HOOK_USER, password=HOOK_PASSWORD, driver_info=None)
+        self._sha = {name: self._client.script_load(text) for name, text in load_scripts().items()}
+        self.admin = node.client()
+
+    def ask(self, command: Command) -> Any:
+        # Past the client's own reading of replies to PEXPIRE and the like.
+        with self._client.client() as connection:
+            reply = connection.execute_command(*command.words(Keys(), self._sha))
+        return command.answer(reply)
+
+    def acquire(
+        self, token: str, length: int = 3, *, life_ms: int = 60_000, holder: str = "{}", found: bool = True, **more: Any
+    ) -> Any:
+        return self.ask(Acquire(Claim(SEMAPHORE, length, life_ms, holder), token, found=found, **more))
+
+    def fill(self, slots: Iterable[int]) -> None:
+        """Leases of s0, s1, … in these slots, as the scripts would have written them, all at once."""
+        slots = list(slots)
+        with self.admin.pipeline() as batch:
+            batch.hset(RECORD, "bound", max(slots) + 1)
+            for slot in slots:
+                batch.hset(RECORD, str(slot), f"s{slot}")
+                batch.set(f"lease:s{slot}", f"holder-{slot}", px=60_000)
+            batch.execute()
+
+    def close(self) -> None:
+        self._client.close()
+        self.admin.close()
+
+
+@pytest.fixture(scope="module")
+def node():
+    with redis_nodes(1) as (node,):
+        yield node
+
+
+@pytest.fixture
+def hook(node):
+    hook = Hook(node)
+    hook.admin.flushall()
+    yield hook
+    hook.close()
+
+
+def record_of(hook: Hook) -> dict[Any, Any]:
+    return {field: value for field, value in hook.admin.hgetall(RECORD).items() if field != "touched"}
+
+
+# acquire: any slot --------------------------------------------------------------------------------------
+
+
+def test_without_a_record_it_is_unknown_and_nothing_is_written(hook):
+    assert Unknown() == hook.acquire("a", found=False)
+    assert Unknown() == hook.acquire("a", found=False, slot=1)
+    assert [] == hook.admin.keys()
+
+
+def test_founding_writes_record_lease_and_reservation(hook):
+    now = hook.admin.time()[0]
+    assert Granted(1) == hook.acquire("a", start=1, life_ms=30_000, holder='{"owner":"Job/a"}')
+
+    assert {"1": "a", "length": "3", "bound": "2"} == record_of(hook)
+    assert 0 <= int(hook.admin.hget(RECORD, "touched")) - now <= 5
+    assert ['{"owner":"Job/a"}', ""] == hook.admin.mget("lease:a", "reservation:a")
+    assert 25_000 < hook.admin.pttl("lease:a") <= 30_000
+    assert 25_000 < hook.admin.pttl("reservation:a") <= 30_000
+    assert -1 == hook.admin.pttl(RECORD)
+
+
+def test_founding_what_is_founded_is_an_admission_like_any_other(hook):
+    hook.acquire("a", 1)
+
+    assert Full(1, ("{}",)) == hook.acquire("b", 1, found=True)
+
+
+def test_the_first_free_slot_from_the_start_on_is_granted(hook):
+    """Wrapping around at the end."""
+    hook.fill([3, 4, 0])
+
+    assert Granted(1) == hook.acquire("a", 5, start=3)
+    assert Granted(2) == hook.acquire("b", 5, start=3)
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_every_start_finds_every_free_slot(hook, start):
+    assert [(start + at) % 5 for at in range(5)] == [hook.acquire(f"t{at}", 5, start=start).slot for at in range(5)]
+    assert Full(5, ("{}",) * 5) == hook.acquire("late", 5, start=start)
+
+
+def test_slots_to_avoid_are_passed_by(hook):
+    assert Granted(0) == hook.acquire("a", 4, start=2, avoid=frozenset({2, 3}))
+    assert Granted(1) == hook.acquire("b", 4, start=2, avoid=frozenset({2, 3}))
+    assert isinstance(hook.acquire("c", 4, start=2, avoid=frozenset({2, 3})), Full)
+
+
+def test_an_entry_whose_lease_is_dead_is_overwritten(hook):
+    hook.acquire("a", 1)
+    hook.ask(Release("a"))
+
+    assert Granted(0) == hook.acquire("b", 1)
+    assert {"0": "b", "length": "1", "bound": "1"} == record_of(hook)
+
+
+def test_a_lease_that_ran_out_is_dead(hook):
+    hook.acquire("a", 1, life_ms=50)
+    wait_for(lambda: not hook.admin.exists("lease:a"), "the lease to end")
+
+    assert Granted(0) == hook.acquire("b", 1)
+
+
+def test_the_same_token_gets_the_slot_it_has_and_nothing_is_prolonged(hook):
+    hook.acquire("a", 5, start=2, life_ms=30_000)
+
+    assert Granted(2) == hook.acquire("a", 5, start=4, life_ms=90_000)
+    assert Granted(2) == hook.acquire("a", 5, slot=2, life_ms=90_000)
+    assert Granted(2) == hook.acquire("a", 5, slot=3)  # no vote for slot 3: the client compares
+    assert {"2": "a", "length": "5", "bound": "3"} == record_of(hook)
+    assert hook.admin.pttl("lease:a") <= 30_000
+
+
+def test_a_token_whose_lease_has_ended_is_granted_anew(hook):
+    hook.acquire("a", 1)
+    hook.ask(Release("a"))
+
+    assert Granted(0) == hook.acquire("a", 1)
+    assert 55_000 < hook.admin.pttl("lease:a") <= 60_000
+
+
+def test_the_same_token_keeps_its_slot_when_all_are_held(hook):
+    hook.acquire("a", 1)
+
+    assert Granted(0) == hook.acquire("a", 1)
+
+
+@pytest.mark.parametrize("free", [0, 1, 15, 16, 17, 79, 80, 1103, 1104, 5000, 9999])
+def test_one_free_slot_among_10000_is_found(hook, free):
+    """Whichever batch it is in, the first from the start or the last."""
+    hook.fill(slot for slot in range(10_000) if slot != free)
+    for start in [0, 1, free, (free + 1) % 10_000, 9999]:
+        assert Granted(free) == hook.acquire("a", 10_000, start=start)
+        hook.ask(Release("a"))
+
+
+def test_a_slot_whose_lease_ended_among_10000_is_found(hook):
+    hook.fill(range(10_000))
+    hook.ask(Release("s7777"))
+
+    assert Granted(7777) == hook.acquire("a", 10_000, start=3)
+
+
+def test_10000_held_slots_are_full_and_20_holders_are_shown(hook):
+    hook.fill(range(10_000))
+
+    assert Full(10_000, tuple(f"holder-{slot}" for slot in range(20))) == hook.acquire("a", 10_000, start=1234)
+
+
+def test_the_holders_shown_are_those_that_live(hook):
+    hook.fill(range(3))
+    hook.ask(Release("s1"))
+
+    answer = hook.acquire("a", 3, avoid=frozenset({1}))
+    assert Full(3, ("holder-0", "holder-2")) == answer
+
+
+# acquire: exactly one slot ------------------------------------------------------------------------------
+
+
+def test_exactly_one_slot_is_granted_or_taken(hook):
+    hook.acquire("a", start=1)
+
+    assert Taken() == hook.acquire("b", slot=1)
+    assert Granted(2) == hook.acquire("b", slot=2)
+    assert {"1": "a", "2": "b", "length": "3", "bound": "3"} == record_of(hook)
+    assert 55_000 < hook.admin.pttl("reservation:b") <= 60_000
+
+
+def test_what_is_taken_or_full_writes_nothing(hook):
+    hook.acquire("a", 1)
+    before = hook.admin.dbsize(), hook.admin.hgetall(RECORD)
+    hook.acquire("b", 1, slot=0)
+    hook.acquire("b", 1)
+
+    assert before == (hook.admin.dbsize(), hook.admin.hgetall(RECORD))
+
+
+def test_a_slot_of_a_dead_lease_is_granted_exactly(hook):
+    hook.acquire("a", start=1)
+    hook.ask(Release("a"))
+
+    assert Granted(1) == hook.acquire("b", slot=1)
+
+
+# acquire: a length that changes -------------------------------------------------------------------------
+
+
+def test_a_reduced_length_grants_nothing_until_enough_leases_have_ended(hook):
+    """Counted wherever they are: the leases past the length are as many pods."""
+    for slot in range(5):
+        hook.acquire(f"t{slot}", 5, slot=slot)
+
+    assert Full(5, ("{}", "{}")) == hook.acquire("late", 2)
+    assert Taken() == hook.acquire("late", 2, slot=0)
+    for held, ended in [(4, "t0"), (3, "t3"), (2, "t4")]:
+        hook.ask(Release(ended))
+        assert held == hook.acquire("late", 2).held
+        assert Taken() == hook.acquire("late", 2, slot=0)  # it is free, and yet
+    hook.ask(Release("t2"))
+    assert Granted(0) == hook.acquire("late", 2)
+
+
+def test_a_reduced_length_counts_leases_past_it_while_slots_below_are_free(hook):
+    hook.acquire("beyond", 5, slot=4)
+
+    assert Granted(0) == hook.acquire("a", 3)
+    assert Granted(1) == hook.acquire("b", 3, slot=1)
+    assert 3 == hook.acquire("c", 3).held
+    assert Taken() == hook.acquire("c", 3, slot=2)
+
+
+def test_the_leases_past_a_reduced_length_are_looked_for_only_while_there_are_any(hook):
+    """`bound` says whether there may be; entries of dead leases past the length go away with it."""
+    hook.acquire("a", 5, slot=4)
+    hook.acquire("b", 5, slot=1)
+    hook.acquire("c", 3, slot=0)
+    assert "5" == hook.admin.hget(RECORD, "bound")
+    hook.ask(Release("a"))
+
+    assert Granted(2) == hook.acquire("d", 3, start=2)
+    assert {"0": "c", "1": "b", "2": "d", "length": "3", "bound": "3"} == record_of(hook)
+
+
+def test_a_length_raised_again_opens_the_slots_past_the_old_one(hook):
+    hook.fill(range(5))
+    assert 5 == hook.acquire("a", 2).held
+
+    assert Granted(5) == hook.acquire("a", 6)
+    assert Full(6, ()) == Full(hook.acquire("b", 6).held, ())
+    assert 6 == hook.acquire("b", 5).held
+
+
+# acquire: leases that somebody stretched ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stretch", [lambda admin: admin.pexpire("lease:a", DAY_MS * 30), lambda admin: admin.persist("lease:a")]
+)
+@pytest.mark.parametrize("look", [{"slot": 0}, {"start": 0}, {"start": 0, "length": 1}])
+def test_a_lease_stretched_past_the_longest_is_cut_down_to_it(hook, stretch, look):
+    """No ACL bounds a time to live, and a slot held for ever were lost."""
+    hook.acquire("a", 2, slot=0)
+    stretch(hook.admin)
+    hook.acquire("b", **{"length": 2, **look})
+
+    assert DAY_MS - 60_000 < hook.admin.pttl("lease:a") <= DAY_MS
+
+
+def test_a_lease_of_up_to_the_longest_is_left_alone(hook):
+    hook.acquire("a", 1, life_ms=DAY_MS - 60_000)
+    hook.acquire("b", 1)
+
+    assert hook.admin.pttl("lease:a") <= DAY_MS - 60_000
+
+
+# read ---------------------------------------------------------------------------------------------------
+
+
+def test_a_read_gives_the_live_slots_with_their_leases_and_reservations(hook):
+    assert Unknown() == hook.ask(Read(SEMAPHORE))
+    hook.acquire("a", 5, slot=0, life_ms=30_000, holder="A")
+    hook.acquire("b", 5, slot=3, life_ms=40_000, holder="B")
+    hook.acquire("dead", 5, slot=1)
+    hook.ask(Release("dead"))
+    hook.admin.delete("reservation:b")
+
+    record = hook.ask(Read(SEMAPHORE))
+    assert (5, {0, 3}) == (record.length, set(record.leases))
+    a, b = record.leases[0], record.leases[3]
+    assert ("a", "A", "b", "B") == (a.token, a.holder, b.token, b.holder)
+    assert 25_000 < a.left_ms <= 30_000 < b.left_ms <= 40_000
+    assert 25_000 < a.unclaimed_ms <= 30_000
+    assert b.unclaimed_ms < 1
+
+
+def test_a_record_without_live_leases_is_read_as_one(hook):
+    hook.acquire("a", 4)
+    hook.ask(Release("a"))
+
+    assert Record(4, {}) == hook.ask(Read(SEMAPHORE))
+
+
+# restore ------------------------------------------------------------------------------------------------
+
+
+def test_a_restore_writes_a_record_where_there_is_none(hook):
+    leases = {0: Lease("a", 30_000, 20_000, "A"), 4: Lease("b", 40_000, -2, "B")}
+    assert 2 == hook.ask(Restore(SEMAPHORE, False, Record(3, leases)))
+
+    assert {"0": "a", "4": "b", "length": "3", "bound": "5"} == record_of(hook)
+    assert ["A", "B", "", None] == hook.admin.mget("lease:a", "lease:b", "reservation:a", "reservation:b")
+    assert 25_000 < hook.admin.pttl("lease:a") <= 30_000
+    assert 15_000 < hook.admin.pttl("reservation:a") <= 20_000
+    assert 35_000 < hook.admin.pttl("lease:b") <= 40_000
+    assert 0 < int(hook.admin.hget(RECORD, "touched"))
+
+
+def test_a_restore_of_a_record_without_leases_lets_the_node_vote_again(hook):
+    assert 0 == hook.ask(Restore(SEMAPHORE, False, Record(3, {})))
+    assert Granted(0) == hook.acquire("a", found=False)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_restore_writes_nothing_if_the_record_came_or_went_meanwhile(hook, recorded):
+    if not recorded:
+        hook.acquire("a", 5, slot=1)
+    before = hook.admin.dbsize(), hook.admin.hgetall(RECORD)
+
+    assert -1 == hook.ask(Restore(SEMAPHORE, recorded, Record(3, {0: Lease("b", 30_000, 30_000, "B")})))
+    assert before == (hook.admin.dbsize(), hook.admin.hgetall(RECORD))
+
+
+def test_a_restore_leaves_held_slots_and_held_tokens_alone(hook):
+    hook.acquire("a", 5, slot=0, life_ms=30_000)
+    hook.acquire("dead", 5, slot=2)
+    hook.ask(Release("dead"))
+    leases = {
+        0: Lease("x", 40_000, 40_000, "X"),  # its slot is held
+        1: Lease("a", 40_000, 40_000, "A"),  # its token has a lease in another slot
+        2: Lease("c", 40_000, -2, "C"),
+    }
+
+    assert 1 == hook.ask(Restore(SEMAPHORE, True, Record(5, leases)))
+    assert {"0": "a", "2": "c", "length": "5", "bound": "3"} == record_of(hook)
+    assert hook.admin.pttl("lease:a") <= 30_000
+    assert not hook.admin.exists("lease:x")
+
+
+def test_a_restored_lease_past_the_length_is_counted(hook):
+    hook.ask(Restore(SEMAPHORE, False, Record(2, {4: Lease("a", 30_000, -2, "A")})))
+
+    assert Granted(0) == hook.acquire("b", 2)
+    assert 2 == hook.acquire("c", 2).held
+
+
+# unclaimed ----------------------------------------------------------------------------------------------
+
+
+def test_unclaimed_is_the_rest_of_a_reservation(hook):
+    hook.acquire("a", slot=1, life_ms=30_000)
+
+    assert 25_000 < hook.ask(Unclaimed(SEMAPHORE, 1, "a")) <= 30_000
+
+
+def test_unclaimed_is_nothing_for_another_slot_another_token_or_a_claimed_or_ended_lease(hook):
+    hook.acquire("a", slot=1)
+    hook.acquire("claimed", slot=0)
+    hook.admin.delete("reservation:claimed")
+    hook.acquire("ended", slot=2)
+    hook.admin.delete("lease:ended")
+
+    asked = [(0, "a"), (1, "b"), (0, "claimed"), (2, "ended")]
+    assert [-2] * 4 == [hook.ask(Unclaimed(SEMAPHORE, slot, token)) for slot, token in asked]
+    assert -2 == hook.ask(Unclaimed("batch/other", 1, "a"))
+
+
+# The rights of the hook's user --------------------------------------------------------------------------
+
+LINE = next(line for line in ACL.splitlines() if line.startswith(f"user {HOOK_USER} "))
+RIGHTS = sorted(set(re.findall(r"\+(\S+)", LINE)) - {"ping"})  # ping is for people who look whether it can log in
+FAMILIES = re.findall(r"~(\S+)", LINE)
+
+
+def everything(node: RedisNode) -> None:
+    """All that the webhook ever asks of a node, over a new connection."""
+    hook = Hook(node)
+    try:
+        assert Granted(4) == hook.acquire("a", 5, start=4)
+        assert Taken() == hook.acquire("b", 5, slot=4)
+        assert isinstance(hook.acquire("b", 1), Full)
+        hook.admin.persist("lease:a")
+        assert Granted(0) == hook.acquire("b", 2)
+        assert hook.ask(Renew("a", 60_000))
+        assert hook.ask(Release("a"))
+        assert Granted(1) == hook.acquire("c", 2, start=1)
+        assert -2 < hook.ask(Unclaimed(SEMAPHORE, 1, "c"))
+        hook.fill(range(40))
+        assert 40 == hook.acquire("d", 40).held
+        assert 40 == len(hook.ask(Read(SEMAPHORE)).leases)
+        restored = Record(50, {49: Lease("r", 30_000, 20_000, "R")})
+        assert 1 == hook.ask(Restore(SEMAPHORE, True, restored))
+    finally:
+        hook.close()
+
+
+def test_the_rights_of_the_hook_are_enough(node, hook):
+    everything(node)
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+def test_every_right_of_the_hook_is_needed(node, hook, right):
+    hook.admin.execute_command("ACL", "SETUSER", HOOK_USER, f"-{right}")
+    try:
+        with pytest.raises(redis.ResponseError, match="ermission"):
+            everything(node)
+    finally:
+        hook.admin.execute_command("ACL", "SETUSER", HOOK_USER, f"+{right}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_keys_is_needed(node, hook, family):
+    others = [f"~{other}" for other in FAMILIES if other != family]
+    hook.admin.execute_command("ACL", "SETUSER", HOOK_USER, "resetkeys", *others)
+    try:
+        with pytest.raises(redis.ResponseError, match="ermission"):
+            everything(node)
+    finally:
+        hook.admin.execute_command("ACL", "SETUSER", HOOK_USER, "resetkeys", *(f"~{each}" for each in FAMILIES))

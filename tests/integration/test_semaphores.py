@@ -1,0 +1,824 @@
+"""Semaphores on real nodes that die, stall, lose their data and refuse."""
+
+import itertools
+import multiprocessing
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from multiprocessing.connection import Connection
+from random import Random
+from typing import Any
+
+import pytest
+
+from app.semaphore.model import Full, Grant, Outcome, Unavailable
+from sidecar.protocol import Address, Renewal, majority
+from tests.harness.nodes import HOOK_USER, RedisNode, redis_nodes
+from tests.harness.semaphores import (
+    RECORD,
+    SEMAPHORE,
+    acquire,
+    all_leases_on,
+    claim_of,
+    leases_on,
+    semaphores_on,
+    soon,
+)
+from tests.harness.waiting import wait_for
+
+LIFE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Iterator[Callable[[int], list[RedisNode]]]:
+    """Some nodes, all of them up and empty; the tests of this module share them."""
+    with ExitStack() as stack:
+        sizes: dict[int, list[RedisNode]] = {}
+
+        def cluster(count: int) -> list[RedisNode]:
+            if count not in sizes:
+                sizes[count] = stack.enter_context(redis_nodes(count))
+            with ThreadPoolExecutor() as side_by_side:
+                list(side_by_side.map(mend, sizes[count]))
+            return sizes[count]
+
+        yield cluster
+
+
+def mend(node: RedisNode) -> None:
+    node.resume()
+    if not node.running:
+        node.start(empty=True)
+    with node.client() as client:
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", 0)
+        client.acl_load()
+        client.flushall()
+
+
+@pytest.fixture
+def nodes(clusters):
+    return clusters(3)
+
+
+@pytest.fixture
+def semaphores(nodes):
+    with semaphores_on(nodes) as semaphores:
+        yield semaphores
+
+
+def subsets(count: int) -> list[Any]:
+    """Every set of so many nodes, from none to all."""
+    sets = itertools.chain.from_iterable(itertools.combinations(range(count), size) for size in range(count + 1))
+    return [pytest.param(count, each, id=f"{count}-without-{'-'.join(map(str, each)) or 'none'}") for each in sets]
+
+
+def down(nodes: Sequence[RedisNode], numbers: Sequence[int]) -> list[RedisNode]:
+    """Kill some nodes; gives those that live."""
+    for number in numbers:
+        nodes[number].kill()
+    return [node for number, node in enumerate(nodes) if number not in numbers]
+
+
+def await_nothing_on(nodes: Sequence[RedisNode]) -> None:
+    wait_for(lambda: not any(all_leases_on(node) for node in nodes), "no lease to be left")
+
+
+def settle(nodes: Sequence[RedisNode]) -> None:
+    """An admission ends with the majority; wait for the last node to have carried it out, too."""
+    first = nodes[0]
+    wait_for(lambda: all(leases_on(node) == leases_on(first) != {} for node in nodes), "the nodes to be of one mind")
+
+
+def await_vote(semaphores: Any, node: RedisNode, length: int = 1000) -> None:
+    """Admissions go on, and in the end the node takes part in them."""
+    names = (f"vote{number}" for number in itertools.count())
+
+    def votes() -> bool:
+        granted = acquire(semaphores, next(names), length)
+        return isinstance(granted, Grant) and granted.token in all_leases_on(node)
+
+    wait_for(votes, f"{node.address} to vote")
+
+
+def left_ms(node: RedisNode, holder: str) -> int:
+    """What is left of a lease on the node, by its token."""
+    with node.client() as client:
+        return int(client.pttl(f"lease:{holder}"))
+
+
+def calls(node: RedisNode, command: str) -> int:
+    """How often the node has carried out a command."""
+    with node.client() as client:
+        return int(client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+# Any nodes may be down ----------------------------------------------------------------------------------
+
+EVERY_SUBSET = pytest.mark.parametrize(("count", "dead"), [*subsets(1), *subsets(3)])
+
+
+@pytest.mark.parametrize(("count", "dead"), [*subsets(1), *subsets(3), *subsets(5)])
+def test_a_slot_is_granted_exactly_when_a_majority_is_up(clusters, count, dead):
+    """And where it is not, nothing stays behind on those that are up."""
+    nodes = clusters(count)
+    alive = down(nodes, dead)
+    with semaphores_on(nodes) as semaphores:
+        began = time.monotonic()
+        outcome = acquire(semaphores, "a", 1)
+
+        assert time.monotonic() - began < 3
+        if len(alive) >= majority(count):
+            assert Grant(0, "a.0") == outcome
+            settle(alive)
+            assert {0: "a.0"} == leases_on(alive[0])
+        else:
+            assert isinstance(outcome, Unavailable)
+            assert f"fewer than {majority(count)} of {count} nodes answered" in outcome.why
+            assert all(str(nodes[number].address) in outcome.why for number in outcome.unheard)
+            await_nothing_on(alive)
+
+
+@EVERY_SUBSET
+def test_a_lease_is_kept_exactly_when_a_majority_is_up(clusters, count, dead):
+    nodes = clusters(count)
+    with semaphores_on(nodes) as semaphores:
+        acquire(semaphores, "a", 1)
+        alive = down(nodes, dead)
+        expected = Renewal.KEPT if len(alive) >= majority(count) else Renewal.UNKNOWN
+
+        assert expected is semaphores.renew("a.0", 2 * LIFE_MS, soon())
+        wait_for(lambda: all(left_ms(node, "a.0") > LIFE_MS for node in alive), "the lease to be prolonged")
+
+
+@EVERY_SUBSET
+def test_a_release_reaches_all_that_are_up_and_says_whether_they_are_a_majority(clusters, count, dead):
+    nodes = clusters(count)
+    with semaphores_on(nodes) as semaphores:
+        acquire(semaphores, "a", 1)
+        alive = down(nodes, dead)
+
+        assert (len(alive) >= majority(count)) is semaphores.release("a.0", soon())
+        await_nothing_on(alive)
+
+
+@pytest.mark.parametrize(("count", "stalled"), subsets(3))
+@pytest.mark.parametrize("connected", [False, True])
+def test_nodes_that_stall_are_as_good_as_dead(clusters, count, stalled, connected):
+    """Whether the webhook was connected before or not; and what they did late is undone."""
+    nodes = clusters(count)
+    with semaphores_on(nodes, patience_seconds=0.2) as semaphores:
+        if connected:
+            acquire(semaphores, "before", 2)
+            semaphores.release("before.0", soon())
+        for number in stalled:
+            nodes[number].pause()
+        outcome = acquire(semaphores, "a", 2, budget_seconds=1.5)
+        for number in stalled:
+            nodes[number].resume()
+
+        if len(stalled) <= 1:
+            assert isinstance(outcome, Grant)
+            held = {outcome.slot: outcome.token}
+            alive = [node for number, node in enumerate(nodes) if number not in stalled]
+            settle(alive)
+            assert held == leases_on(alive[0])
+            wait_for(lambda: all(leases_on(node) in ({}, held) for node in nodes), "the late node to agree")
+        else:
+            assert isinstance(outcome, Unavailable)
+            await_nothing_on(nodes)
+
+
+@pytest.mark.parametrize("stalled", [(1, 2), (0, 2)])
+def test_an_admission_that_runs_out_of_time_releases_nevertheless(nodes, stalled):
+    with semaphores_on(nodes, patience_seconds=5.0) as semaphores:
+        acquire(semaphores, "before", 3)
+        settle(nodes)
+        semaphores.release("before.0", soon())
+        for number in stalled:
+            nodes[number].pause()
+        assert isinstance(acquire(semaphores, "a", 3, budget_seconds=0.2), Unavailable)
+        for number in stalled:
+            nodes[number].resume()
+
+        await_nothing_on(nodes)
+
+
+# Contenders ---------------------------------------------------------------------------------------------
+
+
+def contend(addresses: Sequence[Address], orders: "Connection[Any, Any]") -> None:
+    """A webhook process: takes orders (name, length, when to start), gives back outcomes."""
+    listening = [Listening(address) for address in addresses]
+    with semaphores_on(listening, rng=Random()) as semaphores:
+        for name, length, start in iter(orders.recv, None):
+            time.sleep(max(0.0, start - time.monotonic()))
+            orders.send(acquire(semaphores, name, length, budget_seconds=10))
+
+
+class Listening:
+    """The address of a node of another process."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+
+@pytest.fixture(scope="module")
+def contenders(clusters):
+    """Sixteen webhook processes on the same three nodes."""
+    spawn = multiprocessing.get_context("spawn")
+    addresses = [node.address for node in clusters(3)]
+    pipes, processes = [], []
+    for _ in range(16):
+        ours, theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=contend, args=(addresses, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        pipes.append(ours)
+    yield pipes
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join(20)
+        pipe.close()
+
+
+def outcomes_of(pipes: Sequence[Any], length: int, *, round_: int = 0) -> list[Outcome]:
+    """All ask at the same instant."""
+    start = time.monotonic() + 0.05
+    for number, pipe in enumerate(pipes):
+        pipe.send((f"c{number}r{round_}", length, start))
+    return [pipe.recv() for pipe in pipes]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16])
+@pytest.mark.parametrize("free", [1, 2, -1, 0, 5], ids=["one-slot", "two", "one-too-few", "as-many", "five-more"])
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
+def test_of_many_contenders_exactly_as_many_get_in_as_there_are_slots(nodes, contenders, count, free, is_new):
+    """All others are told that it is full; nobody is turned away for any other reason."""
+    length = free if free in (1, 2) else count + free
+    if not is_new:
+        with semaphores_on(nodes) as semaphores:
+            acquire(semaphores, "before", length)
+            semaphores.release("before.0", soon())
+    outcomes = outcomes_of(contenders[:count], length)
+
+    granted = [outcome for outcome in outcomes if isinstance(outcome, Grant)]
+    assert min(count, length) == len(granted), outcomes
+    assert [] == [outcome for outcome in outcomes if not isinstance(outcome, Grant | Full)]
+    assert len(granted) == len({grant.slot for grant in granted})
+    held = [leases_on(node) for node in nodes]
+    for grant in granted:
+        assert majority(3) <= sum(leases.get(grant.slot) == grant.token for leases in held)
+
+
+def test_contenders_fill_what_is_freed_round_after_round(nodes, contenders):
+    with semaphores_on(nodes) as semaphores:
+        for round_ in range(5):
+            outcomes = outcomes_of(contenders, 5, round_=round_)
+            granted = [outcome for outcome in outcomes if isinstance(outcome, Grant)]
+            assert (5, 11) == (len(granted), sum(isinstance(outcome, Full) for outcome in outcomes)), outcomes
+            assert all(semaphores.release(grant.token, soon()) for grant in granted)
+
+
+# One after the other ------------------------------------------------------------------------------------
+
+
+def test_the_same_token_twice_takes_one_slot(nodes, semaphores):
+    """Also when another replica of the webhook is asked."""
+    first = acquire(semaphores, "a", 10)
+    with semaphores_on(nodes) as replica:
+        assert [first] * 3 == [acquire(semaphores, "a", 10), acquire(replica, "a", 10), acquire(replica, "a", 10)]
+
+    settle(nodes)
+    assert {first.slot: "a.0"} == leases_on(nodes[0])
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_the_same_token_twice_takes_one_slot_though_a_node_was_lost_between(nodes, semaphores, dead):
+    first = acquire(semaphores, "a", 10)
+    settle(nodes)
+    nodes[dead].kill()
+
+    assert first == acquire(semaphores, "a", 10)
+
+
+def test_a_full_semaphore_names_its_holders_until_one_is_released(nodes, semaphores):
+    for name in "abc":
+        acquire(semaphores, name, 3)
+    refused = acquire(semaphores, "d", 3)
+    assert (3, {"a", "b", "c"}) == (refused.held, set(refused.holders))
+
+    semaphores.release("b.0", soon())
+    assert isinstance(acquire(semaphores, "d", 3), Grant)
+
+
+def test_a_length_may_be_lowered_and_raised(nodes, semaphores):
+    for name in "abcd":
+        acquire(semaphores, name, 4)
+    assert 4 == acquire(semaphores, "late", 2).held
+    for name, held in [("a", 3), ("c", 2)]:
+        semaphores.release(f"{name}.0", soon())
+        assert held == acquire(semaphores, "late", 2).held
+    assert isinstance(acquire(semaphores, "e", 3), Grant)
+    assert 3 == acquire(semaphores, "late", 3).held
+    assert {0, 1, 2, 3, 4} == {slot for slot in leases_on(nodes[0])} | {
+        acquire(semaphores, name, 5).slot for name in "fg"
+    }
+    assert 5 == acquire(semaphores, "late", 5).held
+
+
+def test_a_slot_is_free_again_when_its_lease_has_ended(nodes, semaphores):
+    claim = claim_of(1, reservation_ms=200)
+    semaphores.acquire(claim, iter(["a"]), soon())
+    await_nothing_on(nodes)
+
+    assert Grant(0, "b.0") == acquire(semaphores, "b", 1)
+
+
+def test_a_lease_that_a_majority_lost_is_ended_on_the_last_node_too(nodes, semaphores):
+    acquire(semaphores, "a", 1)
+    settle(nodes)
+    for node in nodes[1:]:
+        with node.client() as client:
+            client.delete("lease:a.0")
+
+    assert Renewal.LOST is semaphores.renew("a.0", LIFE_MS, soon())
+    await_nothing_on(nodes)
+
+
+def test_an_unknown_token_may_be_released_and_is_not_renewed(nodes, semaphores):
+    acquire(semaphores, "a", 1)
+
+    assert semaphores.release("stranger", soon())
+    assert Renewal.LOST is semaphores.renew("stranger", LIFE_MS, soon())
+    settle(nodes)
+    assert {0: "a.0"} == leases_on(nodes[0])
+
+
+def test_a_reservation_is_unclaimed_until_its_sidecar_has_renewed(nodes, semaphores):
+    grant = acquire(semaphores, "a", 3)
+    settle(nodes)
+    assert 0 < semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) <= LIFE_MS
+    for node in nodes[:2]:
+        with node.client() as client:
+            client.delete("reservation:a.0")
+
+    assert semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) < 1
+    down(nodes, [0, 1])
+    assert semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) is None
+
+
+# Nodes that lost data -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_node_that_lost_its_data_abstains_until_it_is_repaired_and_then_votes(nodes, semaphores, lost):
+    for name in "ab":
+        acquire(semaphores, name, 3)
+        settle(nodes)
+    other, third = (number for number in range(3) if number != lost)
+    nodes[lost].restart(empty=True)
+    nodes[other].kill()
+    assert isinstance(acquire(semaphores, "c", 3), Unavailable)
+    assert {} == leases_on(nodes[lost])
+
+    nodes[other].start()
+    wait_for(lambda: isinstance(acquire(semaphores, "d", 3), Grant), "the other node to be heard again")
+    wait_for(lambda: leases_on(nodes[third]) == leases_on(nodes[lost]), "the repair")
+    nodes[other].kill()
+    assert 3 == acquire(semaphores, "e", 3).held
+    semaphores.release("a.0", soon())
+    assert isinstance(acquire(semaphores, "f", 3), Grant)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_the_next_admission_repairs_a_node_even_if_it_is_refused(nodes, semaphores, lost):
+    acquire(semaphores, "a", 1)
+    settle(nodes)
+    nodes[lost].restart(empty=True)
+    refused = [acquire(semaphores, "b", 1) for _ in range(2)]
+
+    assert [Full(1, ("a",))] * 2 == refused
+    if lost == 0:  # the sequencer is the only node that a refusal asks
+        assert {0: "a.0"} == leases_on(nodes[lost])
+        assert 0 < left_ms(nodes[lost], "a.0") <= LIFE_MS
+        with nodes[lost].client() as client:
+            assert 0 < client.pttl("reservation:a.0") <= LIFE_MS
+
+
+def test_a_majority_that_lost_its_data_does_not_let_anybody_in_past_the_length(nodes, semaphores):
+    """More was lost than is promised for, but the node that remembers is not outvoted."""
+    for name in "ab":
+        acquire(semaphores, name, 2)
+        settle(nodes)
+    for node in nodes[1:]:
+        node.restart(empty=True)
+
+    for name in "cdef":
+        assert isinstance(acquire(semaphores, name, 2), Full | Unavailable)
+    semaphores.repair(SEMAPHORE, soon())
+    assert [{"a.0", "b.0"}] * 3 == [set(leases_on(node).values()) for node in nodes]
+
+
+def test_a_first_node_that_comes_back_with_an_old_record_is_repaired_by_the_next_admission(nodes, semaphores):
+    acquire(semaphores, "old", 3)
+    settle(nodes)
+    nodes[0].kill()
+    for name in "ab":
+        acquire(semaphores, name, 3)
+    nodes[0].start()
+    assert 1 == len(leases_on(nodes[0]))
+
+    def is_full() -> bool:
+        outcome = acquire(semaphores, "late", 3)
+        assert isinstance(outcome, Full)
+        return leases_on(nodes[0]) == leases_on(nodes[1])
+
+    wait_for(is_full, "the first node to know as much as the others")
+
+
+def test_a_repair_gives_a_node_with_an_old_record_the_leases_that_it_lacks(nodes, semaphores):
+    acquire(semaphores, "ended", 3)
+    settle(nodes)
+    nodes[2].kill()
+    semaphores.release("ended.0", soon())
+    for name in "ab":
+        acquire(semaphores, name, 3)
+    nodes[2].start()
+
+    def agrees() -> bool:
+        semaphores.repair(SEMAPHORE, soon())
+        return set(leases_on(nodes[2]).values()) >= {"a.0", "b.0"}
+
+    # The lease that ended meanwhile is ended there too, by the release that could not be sent.
+    wait_for(agrees, "the repair")
+    assert leases_on(nodes[0]) == leases_on(nodes[2])
+
+
+def test_a_repair_prolongs_nothing(nodes, semaphores):
+    semaphores.acquire(claim_of(1, reservation_ms=5000), iter(["a"]), soon())
+    settle(nodes)
+    nodes[1].restart(empty=True)
+    semaphores.repair(SEMAPHORE, soon())
+
+    assert {0: "a"} == leases_on(nodes[1])
+    assert 0 < left_ms(nodes[1], "a") <= left_ms(nodes[0], "a") + 100
+
+
+def test_two_nodes_that_name_different_tokens_for_a_slot_stop_a_repair(nodes, semaphores):
+    acquire(semaphores, "a", 1)
+    settle(nodes)
+    with nodes[1].client() as client:
+        client.hset(RECORD, "0", "x")
+        client.set("lease:x", "{}", px=LIFE_MS)
+    nodes[2].restart(empty=True)
+    semaphores.repair(SEMAPHORE, soon())
+    with nodes[2].client() as client:
+        assert [] == client.keys()
+
+    with nodes[1].client() as client:
+        client.delete("lease:x")
+    semaphores.repair(SEMAPHORE, soon())
+    assert {0: "a.0"} == leases_on(nodes[2])
+
+
+# Nodes that stall, go and come back ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paused", [0, 1, 2])
+def test_only_the_first_admission_waits_for_a_node_that_stalls(nodes, paused):
+    """The following have less time than the node's patience, and nothing is asked of the node."""
+    with semaphores_on(nodes, patience_seconds=1.0) as semaphores:
+        acquire(semaphores, "before", 100)
+        settle(nodes)
+        before = calls(nodes[paused], "evalsha")
+        nodes[paused].pause()
+        assert isinstance(acquire(semaphores, "first", 100), Grant)
+        # A node that only confirms is not waited for: two others are a majority.
+        if paused != 0:
+            semaphores.release("nobody", soon())
+        for number in range(5):
+            assert Grant is type(acquire(semaphores, f"next{number}", 100, budget_seconds=0.8))
+        nodes[paused].resume()
+
+        asked = wait_for(lambda: calls(nodes[paused], "evalsha") - before, "what was sent to arrive")
+        assert 1 == asked
+
+
+@pytest.mark.parametrize("paused", [0, 1, 2])
+def test_the_very_first_admission_of_a_webhook_is_granted_though_a_node_stalls(nodes, semaphores, paused):
+    """Waiting for a connection that does not come must not use up the time of those that are there."""
+    acquire(semaphores, "before", 3)
+    nodes[paused].pause()
+    with semaphores_on(nodes) as another:
+        assert isinstance(acquire(another, "a", 3), Grant)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["paused", "killed"])
+def test_a_node_that_comes_back_is_used_again(nodes, semaphores, number, fault):
+    acquire(semaphores, "before", 1000)
+    settle(nodes)
+    nodes[number].pause() if fault == "paused" else nodes[number].kill()
+    for name in "abc":
+        assert isinstance(acquire(semaphores, name, 1000), Grant)
+    nodes[number].resume() if fault == "paused" else nodes[number].start()
+
+    await_vote(semaphores, nodes[number])
+
+
+def test_as_soon_as_the_nodes_are_back_the_next_admission_is_granted(nodes, semaphores):
+    """No time is waited out first: there is no majority without those that failed."""
+    acquire(semaphores, "before", 3)
+    settle(nodes)
+    down(nodes, [0, 1, 2])
+    for name in "abc":
+        assert isinstance(acquire(semaphores, name, 3), Unavailable)
+    for node in nodes:
+        node.start()
+
+    assert isinstance(acquire(semaphores, "d", 3), Grant)
+
+
+@pytest.mark.parametrize("back", [0, 1, 2])
+def test_one_node_back_is_enough_when_it_makes_the_majority(nodes, semaphores, back):
+    acquire(semaphores, "before", 3)
+    settle(nodes)
+    down(nodes, [back, (back + 1) % 3])
+    assert isinstance(acquire(semaphores, "a", 3), Unavailable)
+    nodes[back].start()
+
+    assert isinstance(acquire(semaphores, "b", 3), Grant)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_connection_that_a_restart_has_closed_costs_no_vote(nodes, semaphores, number):
+    acquire(semaphores, "before", 3)
+    settle(nodes)
+    nodes[number].restart()
+    grant = acquire(semaphores, "a", 3)
+
+    assert "a.0" == grant.token
+    wait_for(lambda: grant.token in all_leases_on(nodes[number]), "the vote of the restarted node")
+
+
+def test_a_release_that_could_not_be_sent_is_sent_when_the_node_is_back(nodes, semaphores):
+    acquire(semaphores, "a", 3)
+    acquire(semaphores, "b", 3)
+    settle(nodes)
+    nodes[2].kill()
+    assert semaphores.release("a.0", soon())
+    nodes[2].start()
+    assert {"a.0", "b.0"} == all_leases_on(nodes[2])
+
+    def is_sent() -> bool:
+        semaphores.renew("b.0", LIFE_MS, soon())
+        return all_leases_on(nodes[2]) == {"b.0"}
+
+    wait_for(is_sent, "the release to arrive")
+
+
+class AtSlot0(Random):
+    """Chance that begins every admission at the same slot."""
+
+    def randrange(self, *_: Any) -> int:
+        return 0
+
+
+def test_an_admission_that_a_stalled_node_carries_out_late_takes_no_second_slot(nodes):
+    """It would pick a slot by its own view, which lacks what was granted without it, and two slots were gone."""
+    with semaphores_on(nodes, rng=AtSlot0()) as semaphores, semaphores_on(nodes, rng=AtSlot0()) as other:
+        acquire(semaphores, "before", 2)
+        semaphores.release("before.0", soon())
+        other.release("nobody", soon())
+        nodes[0].pause()
+        other.release("nobody", soon())  # waits for it, and so notices
+        assert 0 == acquire(other, "other", 2).slot
+        grant = acquire(semaphores, "a", 2)
+        assert 1 == grant.slot
+        nodes[0].resume()
+        other.release("other.0", soon())
+
+        await_vote(semaphores, nodes[0], 2)
+        assert 2 == len(leases_on(nodes[1]))
+        assert leases_on(nodes[0]).get(1) in (None, grant.token)
+        assert grant.token != leases_on(nodes[0]).get(0)
+
+
+# Nodes that answer with an error ------------------------------------------------------------------------
+
+
+def _readonly(client: Any) -> None:
+    client.replicaof("127.0.0.1", "1")
+
+
+def _out_of_memory(client: Any) -> None:
+    client.config_set("maxmemory", 1)
+
+
+def _no_permission(client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", HOOK_USER, "-hset")
+
+
+def _no_script(client: Any) -> None:
+    client.script_flush()
+
+
+ERRORS = pytest.mark.parametrize("fault", [_readonly, _out_of_memory, _no_permission, _no_script])
+
+
+@ERRORS
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_node_that_refuses_is_passed_over_and_used_again_when_it_is_well(nodes, semaphores, number, fault):
+    acquire(semaphores, "before", 1000)
+    with nodes[number].client() as client:
+        fault(client)
+    for name in "abcde":
+        assert isinstance(acquire(semaphores, name, 1000), Grant)
+    with nodes[number].client() as client:
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", 0)
+        client.acl_load()
+
+    await_vote(semaphores, nodes[number])
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"), [(_readonly, "read only"), (_out_of_memory, "maxmemory"), (_no_permission, "permission")]
+)
+def test_a_majority_that_refuses_is_unavailable_and_says_why(nodes, semaphores, fault, why):
+    for node in nodes[1:]:
+        with node.client() as client:
+            fault(client)
+    outcome = acquire(semaphores, "a", 3)
+
+    assert isinstance(outcome, Unavailable)
+    assert why in outcome.why
+    await_nothing_on(nodes)
+
+
+def test_scripts_that_were_flushed_everywhere_are_back_for_the_next_admission(nodes, semaphores):
+    acquire(semaphores, "before", 3)
+    for node in nodes:
+        with node.client() as client:
+            client.script_flush()
+    acquire(semaphores, "a", 3)
+
+    assert isinstance(acquire(semaphores, "b", 3), Grant)
+
+
+def test_a_wrong_password_is_unavailable_and_says_why(nodes):
+    with semaphores_on(nodes, password="wrong") as semaphores:
+        outcome = acquire(semaphores, "a", 3)
+
+    assert isinstance(outcome, Unavailable)
+    assert "invalid username-password pair" in outcome.why
+
+
+def test_one_node_with_another_password_is_passed_over(nodes):
+    with nodes[0].client() as client:
+        client.execute_command("ACL", "SETUSER", HOOK_USER, "resetpass", ">changed")
+    with semaphores_on(nodes) as semaphores:
+        assert isinstance(acquire(semaphores, "a", 3), Grant)
+
+
+# Connections that are odd -------------------------------------------------------------------------------
+
+
+class Proxy:
+    """Stands before a node; holds answers back, lets them drip, loses them or the requests with the connection."""
+
+    def __init__(self, node: RedisNode) -> None:
+        self._target = node.address
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
+        self.passes = threading.Event()  # cleared: answers are held back
+        self.passes.set()
+        self.drips = False
+        self.loses = False
+        self.swallows = False
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while not self._ends.is_set():
+            if select.select([self._listener], [], [], 0.05)[0]:
+                peer, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._serve, args=(peer,)))
+                self._threads[-1].start()
+
+    def _serve(self, peer: socket.socket) -> None:
+        with peer, closing(socket.create_connection(self._target)) as node:
+            held = b""
+            while not self._ends.is_set():
+                readable = select.select([peer, node], [], [], 0.01)[0]
+                if peer in readable:
+                    if not (request := peer.recv(65536)) or self.swallows:
+                        return
+                    node.sendall(request)
+                if node in readable:
+                    if self.loses or not (reply := node.recv(65536)):
+                        return
+                    held += reply
+                if held and self.passes.is_set():
+                    sent = 1 if self.drips else len(held)
+                    peer.sendall(held[:sent])
+                    self._ends.wait(0.05 if self.drips else 0)
+                    held = held[sent:]
+
+    def close(self) -> None:
+        self._ends.set()
+        for thread in list(self._threads):
+            thread.join()
+        self._listener.close()
+
+
+@contextmanager
+def proxied(nodes: Sequence[RedisNode], numbers: Sequence[int], **more: Any) -> Iterator[Any]:
+    """Semaphores that reach some of the nodes through proxies: (semaphores, proxies)."""
+    with ExitStack() as stack:
+        proxies = {number: stack.enter_context(closing(Proxy(nodes[number]))) for number in numbers}
+        mixed = [proxies.get(number, node) for number, node in enumerate(nodes)]
+        yield stack.enter_context(semaphores_on(mixed, **more)), list(proxies.values())
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_node_that_answers_byte_by_byte_is_passed_over(nodes, number, connected):
+    """Every byte is an event, and none of them wins it more time."""
+    with proxied(nodes, [number], patience_seconds=0.2) as (semaphores, [proxy]):
+        if connected:
+            acquire(semaphores, "before", 10)
+        proxy.drips = True
+        for name in "abc":
+            assert isinstance(acquire(semaphores, name, 10, budget_seconds=1.0), Grant)
+        proxy.drips = False
+
+        await_vote(semaphores, nodes[number])
+
+
+def test_two_nodes_that_answer_byte_by_byte_are_unavailable_in_time(nodes):
+    with proxied(nodes, [1, 2], patience_seconds=0.2) as (semaphores, proxies):
+        acquire(semaphores, "before", 10)
+        for proxy in proxies:
+            proxy.drips = True
+        began = time.monotonic()
+        outcome = acquire(semaphores, "a", 10, budget_seconds=0.5)
+
+        assert isinstance(outcome, Unavailable)
+        assert time.monotonic() - began < 2
+
+
+def test_a_late_answer_is_not_taken_for_the_answer_to_a_later_command(nodes):
+    """The answers to a renewal that was kept arrive first when another, of a lease that is lost, waits for its own."""
+    with proxied(nodes, [1, 2], patience_seconds=5.0) as (semaphores, proxies):
+        grant = acquire(semaphores, "a", 3)
+        settle(nodes)
+        for proxy in proxies:
+            proxy.passes.clear()
+        assert Renewal.UNKNOWN is semaphores.renew(grant.token, LIFE_MS, time.monotonic() + 0.1)
+        late = threading.Timer(0.2, lambda: [proxy.passes.set() for proxy in proxies])
+        late.start()
+
+        assert Renewal.LOST is semaphores.renew("stranger", LIFE_MS, time.monotonic() + 4)
+        late.join()
+        assert Renewal.KEPT is semaphores.renew(grant.token, LIFE_MS, soon())
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_node_whose_answer_is_lost_holds_no_slot_that_nobody_was_granted(nodes, number):
+    with proxied(nodes, [number]) as (semaphores, [proxy]):
+        acquire(semaphores, "before", 2)
+        semaphores.release("before.0", soon())
+        proxy.loses = True
+        grant = acquire(semaphores, "a", 2)
+        proxy.loses = False
+        assert isinstance(grant, Grant)
+
+        def agrees() -> bool:
+            semaphores.renew(grant.token, LIFE_MS, soon())
+            return leases_on(nodes[number]) in ({}, {grant.slot: grant.token})
+
+        wait_for(agrees, "the node to agree with the others")
+        assert isinstance(acquire(semaphores, "b", 2), Grant)
+
+
+def test_a_release_that_was_lost_with_its_connection_is_sent_again(nodes):
+    with proxied(nodes, [2]) as (semaphores, [proxy]):
+        grant = acquire(semaphores, "a", 3)
+        settle(nodes)
+        proxy.swallows = True
+        assert semaphores.release(grant.token, soon())
+        proxy.swallows = False
+        assert {grant.token} == all_leases_on(nodes[2])
+
+        def is_sent() -> bool:
+            semaphores.renew("stranger", LIFE_MS, soon())
+            return not all_leases_on(nodes[2])
+
+        wait_for(is_sent, "the release to arrive")

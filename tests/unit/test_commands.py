@@ -1,0 +1,82 @@
+"""The wire form of what is asked of a node. What the scripts do with it: tests/integration/test_scripts.py."""
+
+import pytest
+
+from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
+from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
+from sidecar.protocol import LONGEST_LEASE_MS, Keys
+
+SHA = {name: f"sha-of-{name}" for name in ("acquire", "read", "restore", "unclaimed")}
+CLAIM = Claim("batch/reports-db", 3, 60_000, '{"owner":"Job/a"}')
+
+
+def test_the_scripts_are_found_by_their_names():
+    assert set(SHA) == set(load_scripts())
+
+
+@pytest.mark.parametrize("variant", ["", "blue"])
+def test_every_key_carries_the_variant(variant):
+    """Two installations on the same nodes know nothing of each other."""
+    commands: list[Command] = [
+        Acquire(CLAIM, "t"),
+        Renew("t", 1),
+        Release("t"),
+        Unclaimed(CLAIM.semaphore, 0, "t"),
+        Read(CLAIM.semaphore),
+        Restore(CLAIM.semaphore, True, Record(3, {})),
+    ]
+    for command in commands:
+        words = [word for word in command.words(Keys(variant), SHA) if isinstance(word, str)]
+        keys = [word for word in words if word.startswith(("slots:", "lease:", "reservation:", "blue:"))]
+        assert keys
+        assert all(word.startswith("blue:") == bool(variant) for word in keys), words
+
+
+def test_any_slot_is_asked_for_with_a_start_and_those_to_pass_by():
+    words = Acquire(CLAIM, "t", start=2, avoid=frozenset({2, 0})).words(Keys(), SHA)
+
+    assert ("EVALSHA", "sha-of-acquire", 3, "slots:batch/reports-db", "lease:t", "reservation:t") == words[:6]
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', LONGEST_LEASE_MS, 0, -1, 2, 0, 2) == words[6:]
+
+
+def test_slot_0_is_asked_for_exactly_and_not_taken_for_none():
+    words = Acquire(CLAIM, "t", slot=0, found=True).words(Keys(), SHA)
+
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', LONGEST_LEASE_MS, 1, 0, 0) == words[6:]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ([b"GRANTED", 0], Granted(0)),
+        ([b"TAKEN"], Taken()),
+        ([b"UNKNOWN"], Unknown()),
+        ([b"FULL", 7], Full(7, ())),
+        ([b"FULL", 2, b"a", "ü".encode()], Full(2, ("a", "ü"))),
+        ([b"FULL", 1, b"\xff"], Full(1, ("�",))),  # a tenant cannot write it, and yet nothing may fail over it
+    ],
+)
+def test_replies_to_an_acquire(reply, expected):
+    assert expected == Acquire(CLAIM, "t").answer(reply)
+
+
+@pytest.mark.parametrize("command", [Renew("t", 1), Release("t")])
+@pytest.mark.parametrize(("reply", "expected"), [(0, False), (1, True), (2, True)])
+def test_replies_to_a_renewal_and_a_release(command, reply, expected):
+    assert expected is command.answer(reply)
+
+
+def test_a_record_without_a_live_lease_is_not_the_same_as_none():
+    assert Unknown() == Read("batch/reports-db").answer(None)
+    assert Record(3, {}) == Read("batch/reports-db").answer([3])
+
+
+def test_what_is_read_is_what_is_restored():
+    """The reply to a read has the form of the arguments of a restore."""
+    reply = [3, 0, b"a", 5000, 4000, b"{}", 2, b"b", 70, -2, b'{"owner":"Job/b"}']
+    record = Read("batch/reports-db").answer(reply)
+
+    assert Record(3, {0: Lease("a", 5000, 4000, "{}"), 2: Lease("b", 70, -2, '{"owner":"Job/b"}')}) == record
+    words = Restore("batch/reports-db", False, record).words(Keys(), SHA)
+    assert ("slots:batch/reports-db", "lease:", "reservation:", 0) == words[3:7]
+    assert (3, 0, "a", 5000, 4000, "{}", 2, "b", 70, -2, '{"owner":"Job/b"}') == words[7:]
