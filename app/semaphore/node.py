@@ -54,6 +54,7 @@ class Node:
         self._connection: redis.Connection | None = None
         self._attempt: _Attempt | None = None
         self._pending: deque[tuple[Command, float]] = deque()
+        self._lost: list[tuple[Command, Answer]] = []
         self._owed: deque[Release] = deque(maxlen=OWED_RELEASES)
         self._fault: str | None = None
         self._retry_at = 0.0
@@ -62,16 +63,15 @@ class Node:
     def is_passed_over(self) -> bool:
         return self._fault is not None
 
-    def prepare(self, *, at_once: bool = False) -> None:
+    def prepare(self, *, at_once: bool = False) -> list[tuple[Command, Answer]]:
         """See how things stand: take a finished attempt, drop a dead connection, start to connect anew.
 
-        A failed node is left alone for a while, unless it is needed `at_once`.
+        A failed node is left alone for a while, unless it is needed `at_once`. Gives answers that came late.
         """
         now = self._clock()
         if self._attempt and not self._attempt.is_alive():
             self._adopt(self._attempt)
-        if self._connection:
-            self.receive()
+        late = self.receive()
         may_retry = at_once or now >= self._retry_at
         if self._connection and self._pending:
             self._mind_overdue(now - self._pending[0][1])
@@ -80,6 +80,7 @@ class Node:
             self._notice_close()
         if not self._connection and not self._attempt and may_retry:
             self._attempt = _Attempt(self._connect)
+        return late
 
     def wait_until_connected(self, until: float, *, at_once: bool = False) -> None:
         """Wait for a connection that is being made; for one to a failed node only if it is needed `at_once`."""
@@ -107,8 +108,10 @@ class Node:
         return unheard
 
     def receive(self) -> list[tuple[Command, Answer]]:
-        """The answers that have come in, oldest first, without waiting."""
-        return list(self._receive())
+        """The answers that have come in, oldest first, without waiting; `Unheard` for those that never will."""
+        answers = list(self._receive())
+        lost, self._lost = self._lost, []
+        return [*answers, *lost]
 
     def fileno(self) -> int:
         """The connection's file descriptor, to poll for answers; only while there is one."""
@@ -119,7 +122,7 @@ class Node:
         return socket.fileno()
 
     def close(self) -> None:
-        self._drop()
+        self._drop("closed")
 
     def _receive(self) -> Iterator[tuple[Command, Answer]]:
         while self._pending and self._connection:
@@ -128,11 +131,11 @@ class Node:
             except redis.TimeoutError:
                 return
             except redis.exceptions.NoScriptError as error:  # somebody flushed them: loaded with the next connection
-                yield from self._lose(error)
+                self._drop(_cause(error))
             except redis.ResponseError as error:
                 yield self._pending.popleft()[0], self._refused(error)
             except (redis.RedisError, OSError) as error:
-                yield from self._lose(error)
+                self._drop(_cause(error))
             else:
                 command, _ = self._pending.popleft()
                 yield command, command.answer(reply)
@@ -143,24 +146,18 @@ class Node:
         self._retry_at = self._clock() + PROBE_SECONDS
         return Unheard(str(error))
 
-    def _lose(self, error: Exception) -> list[tuple[Command, Answer]]:
-        """The connection is of no use any more, and no answer will come to what was sent on it."""
-        lost = [command for command, _ in self._pending]
-        self._drop()
-        return [(command, Unheard(f"connection lost: {_cause(error)}")) for command in lost]
-
     def _transmit(self, connection: redis.Connection, command: Command) -> Unheard | None:
         try:
             connection.send_command(*command.words(self._keys, self._sha))
         except (redis.RedisError, OSError) as error:
-            self._drop()
+            self._drop(_cause(error))
             return Unheard(f"connection lost: {_cause(error)}")
         self._pending.append((command, self._clock()))
         return None
 
     def _mind_overdue(self, age_seconds: float) -> None:
         if age_seconds >= GIVE_UP_SECONDS:
-            self._drop()
+            self._drop("no answer came")
         elif age_seconds >= self._patience_seconds:
             self._set_fault(f"no answer within {self._patience_seconds * 1000:.0f} ms")
 
@@ -169,8 +166,8 @@ class Node:
         try:
             if self._connection:
                 self._connection.can_read(0)
-        except redis.ConnectionError:
-            self._drop()
+        except redis.ConnectionError as error:
+            self._drop(_cause(error))
 
     def _adopt(self, attempt: "_Attempt") -> None:
         self._attempt = None
@@ -183,12 +180,14 @@ class Node:
         while self._owed and self._connection:
             self._transmit(self._connection, self._owed.popleft())
 
-    def _drop(self) -> None:
+    def _drop(self, why: str) -> None:
+        """The connection is of no use any more, and no answer will come to what was sent on it."""
         if self._connection:
             self._connection.disconnect()
         self._connection = None
         # They may not have arrived; done twice they do no harm.
         self._owed.extend(command for command, _ in self._pending if isinstance(command, Release))
+        self._lost += [(command, Unheard(f"connection lost: {why}")) for command, _ in self._pending]
         self._pending.clear()
 
     def _set_fault(self, fault: str | None) -> None:

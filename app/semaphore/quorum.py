@@ -205,8 +205,8 @@ def unclaimed_ms(semaphore: str, slot: int, token: str, nodes: int) -> Steps[int
     return left[majority(nodes) - 1] if len(left) >= majority(nodes) else None
 
 
-def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[None]:
-    """Bring nodes up to date that lack the record of a semaphore, or leases in it.
+def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool]:
+    """Bring nodes up to date that lack the record of a semaphore, or leases in it; whether no node is left out.
 
     Does nothing where it cannot be sure: too few records, or two nodes that name different tokens for a slot
     (an admission is under way, or one of the leases will end).
@@ -216,12 +216,12 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[None
     records = {node: answer for node, answer in answers.items() if isinstance(answer, Record)}
     empty = [node for node, answer in answers.items() if isinstance(answer, Unknown)]
     if not records or (len(records) < majority(nodes) and len(records) + len(empty) < nodes):
-        return
+        return False
     union = _union(records.values())
     if union is None:
-        return
+        return False
     age_ms = round((clock() - asked) * 1000)
-    yield Ask(
+    restored = yield Ask(
         {
             **{node: Restore(semaphore, False, _aged(union, age_ms)) for node in empty},
             **{
@@ -232,6 +232,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[None
         },
         _never,
     )
+    return len(records) + len(empty) == nodes and len(_heard(restored)) == len(restored)
 
 
 def _union(records: Collection[Record]) -> Record | None:

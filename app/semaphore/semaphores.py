@@ -11,12 +11,15 @@ from random import Random
 from typing import TypeVar
 
 from app.semaphore import quorum
-from app.semaphore.commands import Command, Release
-from app.semaphore.model import Answer, Claim, Outcome, Unavailable, Unheard
+from app.semaphore.commands import Acquire, Command, Release
+from app.semaphore.model import Answer, Claim, Outcome, Unavailable, Unheard, Unknown
 from app.semaphore.node import Node
 from sidecar.protocol import Renewal, majority
 
 T = TypeVar("T")
+
+# How many semaphores are remembered of which a node missed something.
+REMEMBERED = 10_000
 
 
 class Semaphores:
@@ -34,11 +37,15 @@ class Semaphores:
         self._patience_seconds = patience_seconds
         self._rng = rng or Random()
         self._clock = clock
+        # Semaphores of which a node may have missed a grant, oldest first. A lease that only a bare majority
+        # knows is lost with the next node that fails.
+        self._behind: dict[str, None] = {}
 
     def acquire(self, claim: Claim, tokens: Iterable[str], deadline: float) -> Outcome:
         """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
         steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, self._clock)
         outcome = self._drive(steps, deadline)
+        self._catch_up(claim.semaphore, deadline)
         return self._named(outcome) if isinstance(outcome, Unavailable) else outcome
 
     def renew(self, token: str, lease_ms: int, deadline: float) -> Renewal:
@@ -49,9 +56,9 @@ class Semaphores:
         """End a lease by its token; whether a majority has answered."""
         return self._drive(quorum.release(token, len(self._nodes)), deadline)
 
-    def repair(self, semaphore: str, deadline: float) -> None:
-        """Bring nodes up to date that lack the semaphore's record or leases in it."""
-        self._drive(quorum.repair(semaphore, len(self._nodes), self._clock), deadline)
+    def repair(self, semaphore: str, deadline: float) -> bool:
+        """Bring nodes up to date that lack the semaphore's record or leases in it; whether no node is left out."""
+        return self._drive(quorum.repair(semaphore, len(self._nodes), self._clock), deadline)
 
     def unclaimed_ms(self, semaphore: str, slot: int, token: str, deadline: float) -> int | None:
         """How long the token's lease on the slot still is a mere reservation; None if no majority answered."""
@@ -60,6 +67,21 @@ class Semaphores:
     def close(self) -> None:
         for node in self._nodes:
             node.close()
+
+    def _catch_up(self, semaphore: str, deadline: float) -> None:
+        """Once all nodes are well again, tell them what they missed: of this semaphore or else of another one."""
+        if not self._behind or any(node.is_passed_over for node in self._nodes):
+            return
+        behind = semaphore if semaphore in self._behind else next(iter(self._behind))
+        if self.repair(behind, deadline):
+            self._behind.pop(behind, None)
+
+    def _note(self, command: Command, answer: Answer) -> None:
+        """Remember what a node missed: it was not asked, gave no answer, or has no record to write it in."""
+        if isinstance(command, Acquire) and isinstance(answer, Unheard | Unknown):
+            if len(self._behind) >= REMEMBERED:
+                self._behind.pop(next(iter(self._behind)))
+            self._behind[command.claim.semaphore] = None
 
     def _drive(self, steps: quorum.Steps[T], deadline: float) -> T:
         answers: Mapping[int, Answer] = {}
@@ -93,19 +115,26 @@ class Semaphores:
             heard = self._hear(awaited, until)
             answers.update(heard or {number: self._silent(until, deadline) for number in awaited})
             awaited = {number: command for number, command in awaited.items() if number not in answers}
+        for number, answer in answers.items():
+            if isinstance(answer, Unheard):
+                self._note(ask.commands[number], answer)
         return answers
 
     def _connect(self, numbers: Iterable[int], until: float) -> None:
         """See to connections. Failed nodes are waited for only where there is no majority without them."""
         for node in self._nodes:
-            node.prepare()
+            self._prepare(node)
         well = sum(not node.is_passed_over for node in self._nodes)
         needed = well < majority(len(self._nodes))
         for number in numbers:
             if needed:
-                self._nodes[number].prepare(at_once=True)
+                self._prepare(self._nodes[number], at_once=True)
         for number in numbers:
             self._nodes[number].wait_until_connected(until, at_once=needed)
+
+    def _prepare(self, node: Node, *, at_once: bool = False) -> None:
+        for command, answer in node.prepare(at_once=at_once):
+            self._note(command, answer)
 
     def _hear(self, awaited: Mapping[int, Command], until: float) -> dict[int, Answer]:
         """The next answers to what is awaited, nothing if the time is over. Answers to earlier commands come late."""
@@ -115,12 +144,13 @@ class Semaphores:
             poll.register(descriptor, select.POLLIN)
         while (left := until - self._clock()) > 0:
             ready = [numbers[descriptor] for descriptor, _ in poll.poll(left * 1000)]
-            heard = {
-                number: answer
-                for number in ready
-                for command, answer in self._nodes[number].receive()
-                if command is awaited[number]
-            }
+            heard: dict[int, Answer] = {}
+            for number in ready:
+                for command, answer in self._nodes[number].receive():
+                    if command is awaited[number]:
+                        heard[number] = answer
+                    else:
+                        self._note(command, answer)
             if heard:
                 return heard
         return {}

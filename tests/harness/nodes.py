@@ -21,7 +21,7 @@ ACL = f"""\
 user default on nopass resetkeys resetchannels -@all +ping
 user tester on >tester ~* &* +@all
 user {HOOK_USER} on >{HOOK_PASSWORD} resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* \
-+ping +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
++time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
 user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~lease:* %W~reservation:* \
 +pexpire +unlink
 """
@@ -63,9 +63,9 @@ class RedisNode:
         return redis.Redis("127.0.0.1", self._port, username="tester", password="tester", decode_responses=True)
 
     def kill(self) -> None:
-        """kill -9: what was acknowledged is on the disk."""
-        self.resume()
+        """kill -9, also while paused: what was acknowledged is on the disk."""
         self._server.terminate()
+        self._paused = False
 
     def start(self, *, empty: bool = False) -> None:
         """Start again on the same port, with the data it had or with none."""

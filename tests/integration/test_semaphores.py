@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.semaphore.model import Full, Grant, Outcome, Unavailable
+from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from sidecar.protocol import Address, Renewal, majority
 from tests.harness.nodes import HOOK_USER, RedisNode, redis_nodes
 from tests.harness.semaphores import (
@@ -27,6 +27,7 @@ from tests.harness.semaphores import (
     leases_on,
     semaphores_on,
     soon,
+    tokens_of,
 )
 from tests.harness.waiting import wait_for
 
@@ -457,6 +458,40 @@ def test_a_repair_gives_a_node_with_an_old_record_the_leases_that_it_lacks(nodes
     # The lease that ended meanwhile is ended there too, by the release that could not be sent.
     wait_for(agrees, "the repair")
     assert leases_on(nodes[0]) == leases_on(nodes[2])
+
+
+@pytest.mark.parametrize("away", [0, 1, 2])
+def test_a_node_that_was_away_is_told_what_it_missed_by_the_next_admission_to_anything(nodes, semaphores, away):
+    """A lease that only a bare majority knows is lost with the next node that fails, though that is only one."""
+    acquire(semaphores, "before", 5)
+    settle(nodes)
+    nodes[away].kill()
+    missed = acquire(semaphores, "meanwhile", 5)
+    nodes[away].start()
+
+    def ask_for_another() -> bool:
+        other = Claim("batch/other", 1000, 60_000, "{}")
+        semaphores.acquire(other, tokens_of(f"other.{time.monotonic()}"), soon())
+        return bool(leases_on(nodes[away]).get(missed.slot) == missed.token)
+
+    wait_for(ask_for_another, "the lease on the node that was away")
+    nodes[(away + 1) % 3].kill()
+    assert Renewal.KEPT is semaphores.renew(missed.token, 60_000, soon())
+
+
+def test_a_node_whose_answer_never_came_is_told_what_it_may_have_missed(nodes, semaphores):
+    """The admission had its majority and did not wait; the answer was lost together with the node."""
+    acquire(semaphores, "before", 5)
+    settle(nodes)
+    nodes[2].pause()
+    missed = acquire(semaphores, "meanwhile", 5)
+    nodes[2].restart()
+
+    def ask_again() -> bool:
+        acquire(semaphores, f"another.{time.monotonic()}", 1000)
+        return bool(leases_on(nodes[2]).get(missed.slot) == missed.token)
+
+    wait_for(ask_again, "the lease on the node that never got the request")
 
 
 def test_a_repair_prolongs_nothing(nodes, semaphores):
