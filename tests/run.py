@@ -8,6 +8,12 @@ from tests.harness.nodes import HOOK_PASSWORD, HOOK_USER
 from tests.harness.scene import scene
 from tests.harness.webhook import pod_asking, review_of
 
+LOOK = (
+    f'import redis; node = redis.Redis(port={{port}}, username="{HOOK_USER}", password="{HOOK_PASSWORD}"); '
+    '[print(int(slot), node.get(b"lease:" + token), node.pttl(b"lease:" + token), "ms left") '
+    'for slot, token in node.hgetall("slots:batch/reports-db").items() if slot.isdigit()]'
+)
+
 
 def main() -> int:
     # SIGTERM is to end the nodes and the webhook as well; SIGINT is ignored in a script's background.
@@ -33,11 +39,7 @@ sidecar runs for them, their slots are free again after 300 s:
 
 See on a node who holds which slot:
 
-  {sys.executable} -c 'import redis
-  login = dict(username="{HOOK_USER}", password="{HOOK_PASSWORD}", decode_responses=True)
-  node = redis.Redis(port={running.nodes[0].address.port}, **login)
-  for slot, token in sorted(node.hgetall("slots:batch/reports-db").items()):
-      if slot.isdecimal(): print(slot, node.get("lease:" + token), node.pttl("lease:" + token), "ms left")'
+  {sys.executable} -c '{LOOK.format(port=running.nodes[0].address.port)}'
 
 Ctrl-C ends it all.""", flush=True)  # fmt: skip
             while True:

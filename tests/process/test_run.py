@@ -15,7 +15,7 @@ from tests.harness.webhook import ROOT
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_command_that_it_prints_works_and_ctrl_c_ends_it_all():
+def test_the_commands_that_it_prints_work_and_ctrl_c_ends_it_all():
     process = subprocess.Popen([sys.executable, "-m", "tests.run"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     lines: list[str] = []
     assert process.stdout
@@ -28,6 +28,10 @@ def test_the_curl_command_that_it_prints_works_and_ctrl_c_ends_it_all():
         answers = [subprocess.check_output(["sh", "-c", command[0]], stderr=subprocess.DEVNULL) for _ in range(4)]
         assert [True, True, True, False] == [json.loads(answer)["response"]["allowed"] for answer in answers]
         assert b"3 of 3 slots held by ReplicaSet/reports-7d9c (3)" in answers[3]
+        look = next(line for line in lines if " -c 'import redis" in line)
+        holders = subprocess.check_output(["sh", "-c", look], text=True).splitlines()
+        assert ["0", "1", "2"] == sorted(line.split()[0] for line in holders)
+        assert all('"owner":"ReplicaSet/reports-7d9c"' in line and "ms left" in line for line in holders)
     finally:
         process.send_signal(signal.SIGINT)
     assert 0 == process.wait(20)
