@@ -48,8 +48,9 @@ class DeadlineSocket(ssl.SSLSocket):
         self.settimeout(REQUEST_SECONDS)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        if self._sslobj is not None:  # type: ignore[attr-defined]
-            self.settimeout(max(0.001, self._deadline - time.monotonic()))
+        if self._sslobj is None:  # type: ignore[attr-defined]  # answered: gunicorn waits for the peer to close
+            return super().recv(buflen, flags)
+        self.settimeout(max(0.001, self._deadline - time.monotonic()))
         try:
             return super().recv(buflen, flags)
         except TimeoutError as error:
