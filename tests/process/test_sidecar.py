@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -435,6 +436,8 @@ def test_a_plain_container_renews_once_more_and_leaves_the_lease(slot, nodes):
 def test_the_first_process_of_a_container_gets_its_signals(slot, nodes):
     """The kernel drops a signal for process 1 unless it is handled: pid_namespaces(7)."""
     command = ["unshare", "--pid", "--fork", "--kill-child", *with_interpreter(RUN)]
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed (Debian: apt-get install util-linux)")
     if subprocess.run(["unshare", "--pid", "--fork", "true"], stderr=subprocess.DEVNULL, check=False).returncode:
         pytest.skip("this machine lets nobody make a PID namespace")
     with sidecar(command, slot.env()) as process:
