@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo run test lint format clean
+.PHONY: help demo run test model lint format clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ run: $(VENV)/installed ## three nodes and a webhook that stay, and a review to s
 
 test: $(VENV)/installed ## all tests
 	$(RUN) -m pytest
+
+model: $(VENV)/installed ## the protocol's model, through ten thousand histories
+	MODEL_EXAMPLES=10000 $(RUN) -m pytest tests/model
 
 lint: $(VENV)/installed ## ruff, mypy and the import rules
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,162 @@
+"""The promises, under whatever the network and the nodes may do: Hypothesis chooses, and shrinks what it finds.
+
+`make model` tries 10,000 histories, and the faults that are found only by so many; `make test` a few hundred.
+"""
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.model.mutants import MUTANTS, Mutant
+from tests.model.world import Actor, BrokenPromise, Fate, World, minority
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
+THOROUGH = EXAMPLES >= 10_000
+MUTANT_EXAMPLES = 30_000 if THOROUGH else 10_000
+WEBHOOKS = 3
+# Most messages arrive: a history in which nearly all are lost tries little.
+FATE = st.sampled_from([Fate.ANSWERED] * 6 + [Fate.REQUEST_LOST, Fate.REPLY_LOST, Fate.LATE])
+ALL_ANSWERED = [Fate.ANSWERED] * 5
+FATES = st.just(ALL_ANSWERED) | st.just(ALL_ANSWERED) | st.lists(FATE, min_size=5, max_size=5)
+
+
+class Histories(RuleBasedStateMachine):
+    """Webhooks, sidecars and nodes of one semaphore."""
+
+    mutant = Mutant("none")
+
+    @initialize(count=st.sampled_from([3, 3, 5]), length=st.integers(1, 2), seed=st.integers(0, 2**32))
+    def begin(self, count: int, length: int, seed: int) -> None:
+        self.world = World(count, self.mutant.quorum(), self.mutant.node)
+        self.world.reuse_tokens = self.mutant.reuses_tokens
+        self.world.rng.seed(seed)
+        self.count, self.length = count, length
+        for _ in range(WEBHOOKS):
+            self.world.webhook()
+
+    def _busy(self) -> list[Actor]:
+        actors = [*self.world.webhooks, *(holder.sidecar for holder in self.world.holders)]
+        return [actor for actor in actors if actor.steps]
+
+    @rule(number=st.integers(0, WEBHOOKS - 1), fates=st.lists(FATES, max_size=12), at_rest=st.booleans())
+    def admit(self, number: int, fates: list[list[Fate]], at_rest: bool) -> None:
+        """An admission begins, or goes on, for some steps or to its end."""
+        actor = self.world.webhooks[number]
+        if not actor.steps:
+            self.world.catch_up(actor)
+            self.world.begin_admission(actor, self.length)
+        for each in fates:
+            if actor.steps:
+                self.world.advance(actor, each)
+        while at_rest and actor.steps:
+            self.world.advance(actor, ALL_ANSWERED)
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data(), fates=FATES)
+    def go_on(self, data: st.DataObject, fates: list[Fate]) -> None:
+        """One step of anybody."""
+        busy = self._busy()
+        self.world.advance(busy[data.draw(st.integers(0, len(busy) - 1), label="actor")], fates)
+
+    @precondition(lambda self: self.world.holders)
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(["renew", "renew", "release"]),
+        fates=FATES,
+    )
+    def hold(self, data: st.DataObject, what: str, fates: list[Fate]) -> None:
+        """A sidecar renews or releases; also one that slept past the end of its lease, or does it twice."""
+        holders = self.world.holders
+        # Mostly one of the last.
+        holder = holders[-1 - min(data.draw(st.integers(0, 3), label="holder"), len(holders) - 1)]
+        if not holder.sidecar.steps:
+            self.world.catch_up(holder.sidecar)
+            begin = self.world.begin_renewal if what == "renew" else self.world.begin_release
+            begin(holder)
+            self.world.advance(holder.sidecar, fates)
+
+    @rule(node=st.integers(0, 4))
+    def arrive_late(self, node: int) -> None:
+        """What was sent to a node and not waited for reaches it."""
+        for actor in [*self.world.webhooks, *(holder.sidecar for holder in self.world.holders)]:
+            while actor.unanswered.get(node) and node not in self.world.down:
+                self.world.execute_late(actor, node)
+
+    @rule(number=st.integers(0, WEBHOOKS - 1), node=st.integers(0, 4))
+    def cut(self, number: int, node: int) -> None:
+        self.world.cut(self.world.webhooks[number], node % self.count)
+
+    @rule(node=st.integers(0, 4))
+    def go_down_or_come_back(self, node: int) -> None:
+        node %= self.count
+        if node in self.world.down:
+            self.world.down.remove(node)
+        elif len(self.world.down) < minority(self.count):
+            self.world.down.add(node)
+
+    @rule(number=st.integers(0, WEBHOOKS - 1))
+    def repair(self, number: int) -> None:
+        """A webhook tells nodes what they missed."""
+        actor = self.world.webhooks[number]
+        if not actor.steps:
+            self.world.catch_up(actor)
+            self.world.begin_repair(actor)
+            while actor.steps:
+                self.world.advance(actor, ALL_ANSWERED)
+
+    @rule(node=st.integers(0, 4))
+    def lose_data(self, node: int) -> None:
+        self.world.lose_data(node % self.count)
+
+    @rule(length=st.integers(1, 3))
+    def change_length(self, length: int) -> None:
+        self.length = length
+
+    @rule(milliseconds=st.sampled_from([10, 50, 50, 100, 300]))
+    def tick(self, milliseconds: int) -> None:
+        self.world.tick(milliseconds)
+
+    @invariant()
+    def at_most(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check_at_most()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check_at_least(self.length)
+
+
+def run(machine: type[RuleBasedStateMachine], examples: int, **more: Any) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            **more,
+        ),
+    )
+
+
+def test_no_history_breaks_a_promise():
+    run(Histories, EXAMPLES)
+
+
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if THOROUGH or not each.rare], ids=str)
+def test_a_fault_that_is_put_in_is_found(mutant):
+    machine = type("WithAFault", (Histories,), {"mutant": mutant})
+
+    with pytest.raises(BrokenPromise):
+        run(machine, MUTANT_EXAMPLES, phases=[Phase.generate], database=None, derandomize=True)
