@@ -24,7 +24,6 @@ class Mutant:
     instead: str = ""
     node: type[Node] = Node
     reuses_tokens: bool = False
-    rare: bool = False  # takes thousands of histories to be found
 
     def __str__(self) -> str:
         return self.name
@@ -85,32 +84,44 @@ class CollectsAlone(Node):
         return self.collected or super().has_data(semaphore)
 
 
-MUTANTS = [
-    Mutant(
-        "a majority of the nodes that were heard",
-        "    if sum(answer == pick for answer in answers.values()) >= majority(nodes):",
-        "    if sum(answer == pick for answer in answers.values()) >= majority(len(_heard(answers))):",
-        rare=True,
-    ),
-    Mutant("a node without a record votes", "slot=pick.slot, found=found)", "slot=pick.slot, found=True)", rare=True),
-    Mutant(
-        "no release to nodes that were not heard",
-        "            yield from _send_release(token, nodes)\n",
-        "            yield Ask({node: Release(token) for node in _heard(ended.answers)}, _at_once)\n",
-    ),
-    Mutant("a renewal that creates", node=CreatesAtRenewal, rare=True),
-    Mutant("a release that does not name the token", node=ReleasesTheSlot),
-    Mutant("collecting on one node alone", node=CollectsAlone, rare=True),
-    Mutant("the same token for every try", reuses_tokens=True),
-    Mutant(
-        "a renewal kept by a minority",
-        "        return renewal({",
-        "        return Renewal.KEPT if any(_heard(answers).values()) else renewal({",
-        rare=True,
-    ),
-    Mutant(
-        "a silent sequencer does not spend the token",
-        "    return answer.asked if isinstance(answer, Unheard) else isinstance(answer, Granted | Full)",
-        "    return isinstance(answer, Granted | Full)",
-    ),
+MAJORITY_OF_THE_HEARD = Mutant(
+    "a majority of the nodes that were heard",
+    "    if sum(answer == pick for answer in answers.values()) >= majority(nodes):",
+    "    if sum(answer == pick for answer in answers.values()) >= majority(len(_heard(answers))):",
+)
+VOTES_WITHOUT_A_RECORD = Mutant(
+    "a node without a record votes", "slot=pick.slot, found=found)", "slot=pick.slot, found=True)"
+)
+REPAIRS_IN_SPITE_OF_A_CONFLICT = Mutant(
+    "repair in spite of a conflict",
+    "            if known.token != lease.token:\n                return None\n",
+    "            if known.token != lease.token:\n                continue\n",
+)
+NO_RELEASE_TO_THE_UNHEARD = Mutant(
+    "no release to nodes that were not heard",
+    "            yield from _send_release(token, nodes)\n",
+    "            yield Ask({node: Release(token) for node in _heard(ended.answers)}, _at_once)\n",
+)
+RENEWAL_CREATES = Mutant("a renewal that creates", node=CreatesAtRenewal)
+RELEASE_NAMES_NO_TOKEN = Mutant("a release that does not name the token", node=ReleasesTheSlot)
+COLLECTING_ALONE = Mutant("collecting on one node alone", node=CollectsAlone)
+SAME_TOKEN_AGAIN = Mutant("the same token for every try", reuses_tokens=True)
+RENEWAL_KEPT_BY_A_MINORITY = Mutant(
+    "a renewal kept by a minority",
+    "        return renewal({",
+    "        return Renewal.KEPT if any(_heard(answers).values()) else renewal({",
+)
+SILENT_SEQUENCER_SPENDS_NO_TOKEN = Mutant(
+    "a silent sequencer does not spend the token",
+    "    return answer.asked if isinstance(answer, Unheard) else isinstance(answer, Granted | Full)",
+    "    return isinstance(answer, Granted | Full)",
+)
+
+# By how many histories it takes to come upon them.
+OFTEN_FOUND = [
+    NO_RELEASE_TO_THE_UNHEARD,
+    RENEWAL_CREATES,
+    RELEASE_NAMES_NO_TOKEN,
+    SILENT_SEQUENCER_SPENDS_NO_TOKEN,
 ]
+SELDOM_FOUND = [MAJORITY_OF_THE_HEARD, VOTES_WITHOUT_A_RECORD, SAME_TOKEN_AGAIN]

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.model.mutants import MUTANTS, Mutant
+from tests.model.mutants import OFTEN_FOUND, SELDOM_FOUND, Mutant
 from tests.model.world import Actor, BrokenPromise, Fate, World, minority
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
@@ -154,7 +154,7 @@ def test_no_history_breaks_a_promise():
     run(Histories, EXAMPLES)
 
 
-@pytest.mark.parametrize("mutant", [each for each in MUTANTS if THOROUGH or not each.rare], ids=str)
+@pytest.mark.parametrize("mutant", [*OFTEN_FOUND, *(SELDOM_FOUND if THOROUGH else [])], ids=str)
 def test_a_fault_that_is_put_in_is_found(mutant):
     machine = type("WithAFault", (Histories,), {"mutant": mutant})
 

@@ -110,15 +110,16 @@ class World:
         self._begin(actor, steps, lambda _: None)
 
     def advance(self, actor: Actor, fates: Sequence[Fate]) -> None:
-        """Carry out one step of an actor; `fates` are of the nodes, in the order in which they answer."""
+        """Carry out one step of an actor; `fates` are those of the messages to each node."""
         if isinstance(actor.step, self.quorum.Pause):
             self._resume(actor, {})
             return
         answers: dict[int, Answer] = {}
-        enough = False
-        for node, command in sorted(actor.step.commands.items(), key=lambda sent: (sent[0] * 7 + len(fates)) % 5):
-            enough = enough or actor.step.enough(answers)
-            answer = self._exchange(actor, node, command, Fate.LATE if enough else fates[node])
+        asked = list(actor.step.commands.items())
+        self.rng.shuffle(asked)  # in which order they answer
+        for node, command in asked:
+            enough = actor.step.enough(answers)
+            answer = self._exchange(actor, node, command, fates[node])
             if not enough:
                 answers[node] = answer
         self._resume(actor, answers)
