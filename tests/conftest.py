@@ -1,12 +1,16 @@
 """What all tests share."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 import pytest
 
 # prometheus_client looks at it when it is imported, which the app does; see app/metrics.py.
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="alsph-metrics-"))
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="alsph-metrics-")
+    atexit.register(shutil.rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
