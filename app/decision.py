@@ -16,7 +16,7 @@ from app.admission import annotations, holder, injection
 from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenUnavailable
 from app.admission.injection import Carried, Pod, Sidecar
 from app.admission.review import Reason, Review, Verdict
-from app.semaphore.model import Claim, Full, Grant, Unavailable
+from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from app.semaphore.semaphores import Semaphores
 
 # The API server gives up a request after this long (its --request-timeout), so a reservation that is older is
@@ -64,7 +64,14 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
     carried = injection.carried(review.pod, rules.container_name)
     if carried and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
         return Verdict.allow(Reason.REINVOKED)
-    return _ask_for_slot(review, review.pod, request, semaphores, rules, deadline)
+    claim = Claim(
+        semaphore=semaphore,
+        length=request.length,
+        reservation_ms=rules.reservation_seconds * 1000,
+        holder=holder.holder_of(review.pod, int(rules.wall_clock())),
+    )
+    outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)
+    return _verdict(outcome, review.pod, request, rules, semaphore)
 
 
 def tokens(review_uid: str, semaphore: str, secret: bytes) -> Iterator[str]:
@@ -79,9 +86,13 @@ def tokens(review_uid: str, semaphore: str, secret: bytes) -> Iterator[str]:
 
 def _leave_alone(pod: Pod, rules: Rules) -> Verdict:
     """A pod that asks for no slot; a sidecar of ours in it is a copy, and would renew another pod's lease."""
-    if injection.has_sidecar(pod, rules.container_name):
-        return Verdict.allow(Reason.SIDECAR_REMOVED, patch=injection.remove(pod, rules.container_name))
-    return Verdict.allow(Reason.NOT_ANNOTATED)
+    patch = _removal(pod, rules)
+    return Verdict.allow(Reason.SIDECAR_REMOVED if patch else Reason.NOT_ANNOTATED, patch=patch)
+
+
+def _removal(pod: Pod, rules: Rules) -> str | None:
+    """The patch that takes our sidecar out of the pod; None if there is none in it."""
+    return injection.remove(pod, rules.container_name) if injection.has_sidecar(pod, rules.container_name) else None
 
 
 def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, rules: Rules, deadline: float) -> bool:
@@ -92,17 +103,7 @@ def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, r
     return left_ms is not None and left_ms > max(0, rules.reservation_seconds - REINVOCATION_SECONDS) * 1000
 
 
-def _ask_for_slot(
-    review: Review, pod: Pod, request: SlotRequest, semaphores: Semaphores, rules: Rules, deadline: float
-) -> Verdict:
-    semaphore = f"{review.namespace}/{request.key}"
-    claim = Claim(
-        semaphore=semaphore,
-        length=request.length,
-        reservation_ms=rules.reservation_seconds * 1000,
-        holder=holder.holder_of(pod, int(rules.wall_clock())),
-    )
-    outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)
+def _verdict(outcome: Outcome, pod: Pod, request: SlotRequest, rules: Rules, semaphore: str) -> Verdict:
     match outcome:
         case Grant():
             message = f"semaphore {semaphore}: slot {outcome.slot} of {request.length}"
@@ -117,9 +118,9 @@ def _ask_for_slot(
 def _unavailable(pod: Pod, request: SlotRequest, rules: Rules, message: str) -> Verdict:
     if request.when_unavailable is WhenUnavailable.DENY:
         return Verdict.deny(Reason.UNAVAILABLE, message)
-    # A sidecar that came with the pod is none of ours to trust: it would keep another pod's slot alive.
-    patch = injection.remove(pod, rules.container_name) if injection.has_sidecar(pod, rules.container_name) else None
     warnings = ("admitted without a slot: no majority of the semaphore's Redis nodes answered",)
+    # A sidecar that came with the pod is none of ours to trust: it would keep another pod's slot alive.
+    patch = _removal(pod, rules)
     return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, message, patch=patch, warnings=warnings)
 
 

@@ -2,8 +2,9 @@
 
 import json
 import logging
-import time
 from typing import Any
+
+from sidecar.log import rfc3339
 
 # What every record has; all else was given by the caller as `extra` and is a field of the line.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
@@ -14,7 +15,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": rfc3339(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from sidecar.protocol import LONGEST_LEASE_MS, Address, Mode, parse_addresses
+from sidecar.protocol import LONGEST_LEASE_SECONDS, SHORTEST_LEASE_SECONDS, Address, Mode, parse_addresses
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def _whole(text: str, least: int, most: int, what: str) -> int:
 
 
 def _reservation(text: str) -> int:
-    return _whole(text, 5, LONGEST_LEASE_MS // 1000, "a whole number of seconds")
+    return _whole(text, SHORTEST_LEASE_SECONDS, LONGEST_LEASE_SECONDS, "a whole number of seconds")
 
 
 def _budget(text: str) -> float:

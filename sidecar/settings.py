@@ -8,10 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sidecar.protocol import LONGEST_LEASE_MS, Address, Mode, Variable, parse_addresses
-
-SHORTEST_LEASE_SECONDS = 5
-LONGEST_LEASE_SECONDS = LONGEST_LEASE_MS // 1000
+from sidecar.protocol import (
+    LONGEST_LEASE_SECONDS,
+    SHORTEST_LEASE_SECONDS,
+    Address,
+    Mode,
+    Variable,
+    parse_addresses,
+)
 
 
 class SettingsError(Exception):

@@ -6,13 +6,12 @@ Prints each step. Ends with status 0 only if every step went as told.
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from tests.harness.nodes import RedisNode
 from tests.harness.scene import Scene, scene
-from tests.harness.sidecars import Sidecar, sidecar
+from tests.harness.sidecars import sidecar
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import Answer, pod_asking
 
@@ -56,7 +55,7 @@ def play(running: Scene, sidecars: ExitStack, pids: list[int]) -> None:
     expect("reports-7d9c (2)" in refused.message and "ledger-5b8f (1)" in refused.message, "by name of the holders")
 
     step("The injected sidecars start, by the commands and variables of the patched pods")
-    started = [sidecars.enter_context(start_sidecar(answer)) for answer in admitted]
+    started = [sidecars.enter_context(sidecar(answer.container()["command"], answer.env())) for answer in admitted]
     pids += [process.pid for process in started]
     for answer, process in zip(admitted, started, strict=True):
         said = process.wait_for("renewed")
@@ -88,12 +87,6 @@ def play(running: Scene, sidecars: ExitStack, pids: list[int]) -> None:
 
 def ask(running: Scene, owner: str, key: str = "reports-db", **request: Any) -> Answer:
     return running.webhook.ask(pod_asking(key, LENGTH, LEASE_SECONDS, owner=f"ReplicaSet/{owner}"), **request)
-
-
-@contextmanager
-def start_sidecar(answer: Answer) -> Iterator[Sidecar]:
-    with sidecar(answer.container()["command"], answer.env()) as process:
-        yield process
 
 
 def probe(answer: Answer) -> int:

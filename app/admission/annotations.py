@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from app.admission.fields import shown
+from sidecar.protocol import LONGEST_LEASE_SECONDS, SHORTEST_LEASE_SECONDS
 
 GROUP = "at-least-semaphore-pod-hook.kaidotio.github.io"
 
@@ -98,8 +99,8 @@ _ANNOTATIONS = {
     "expiration_seconds": _Annotation(
         "expiration",
         meaning="how long the slot stays taken after its last renewal",
-        accepted="whole seconds from 5 to 86400",
-        read=_whole_number(5, 86_400),
+        accepted=f"whole seconds from {SHORTEST_LEASE_SECONDS} to {LONGEST_LEASE_SECONDS}",
+        read=_whole_number(SHORTEST_LEASE_SECONDS, LONGEST_LEASE_SECONDS),
     ),
     "when_unavailable": _Annotation(
         "when-unavailable",

@@ -41,7 +41,6 @@ class Node:
         patience_seconds: float,
         username: str | None = None,
         password: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = address
         self._keys = keys
@@ -50,7 +49,6 @@ class Node:
         self._sha = {name: sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in scripts.items()}
         self._patience_seconds = patience_seconds
         self._username, self._password = username, password
-        self._clock = clock
         self._connection: redis.Connection | None = None
         self._attempt: _Attempt | None = None
         self._pending: deque[tuple[Command, float]] = deque()
@@ -68,7 +66,7 @@ class Node:
 
         A failed node is left alone for a while, unless it is needed `at_once`. Gives answers that came late.
         """
-        now = self._clock()
+        now = time.monotonic()
         if self._attempt and not self._attempt.is_alive():
             self._adopt(self._attempt)
         late = self.receive()
@@ -85,7 +83,7 @@ class Node:
     def wait_until_connected(self, until: float, *, at_once: bool = False) -> None:
         """Wait for a connection that is being made; for one to a failed node only if it is needed `at_once`."""
         if self._attempt and (at_once or self._fault is None):
-            self._attempt.join(max(0.0, until - self._clock()))
+            self._attempt.join(max(0.0, until - time.monotonic()))
             if self._attempt.is_alive():
                 self._set_fault("it takes too long to connect")
             else:
@@ -143,7 +141,7 @@ class Node:
     def _refused(self, error: redis.ResponseError) -> Unheard:
         """The node answered with an error (read-only, out of memory, no permission): it is of no use for now."""
         self._set_fault(str(error))
-        self._retry_at = self._clock() + PROBE_SECONDS
+        self._retry_at = time.monotonic() + PROBE_SECONDS
         return Unheard(str(error))
 
     def _transmit(self, connection: redis.Connection, command: Command) -> Unheard | None:
@@ -152,7 +150,7 @@ class Node:
         except (redis.RedisError, OSError) as error:
             self._drop(_cause(error))
             return Unheard(f"connection lost: {_cause(error)}")
-        self._pending.append((command, self._clock()))
+        self._pending.append((command, time.monotonic()))
         return None
 
     def _mind_overdue(self, age_seconds: float) -> None:
@@ -174,7 +172,7 @@ class Node:
         self._connection = attempt.connection
         if self._connection is None:
             self._set_fault(attempt.error)
-            self._retry_at = self._clock() + PROBE_SECONDS
+            self._retry_at = time.monotonic() + PROBE_SECONDS
             return
         self._set_fault(None)
         while self._owed and self._connection:

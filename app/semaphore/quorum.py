@@ -220,6 +220,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool
     union = _union(records.values())
     if union is None:
         return False
+    common = _held_by_majority(union, records.values(), nodes)
     age_ms = round((clock() - asked) * 1000)
     restored = yield Ask(
         {
@@ -227,7 +228,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool
             **{
                 node: Restore(semaphore, True, _aged(lacking, age_ms))
                 for node, record in records.items()
-                if (lacking := _lacking(record, records.values(), union, nodes)).leases
+                if (lacking := _without(common, record)).leases
             },
         },
         _never,
@@ -247,15 +248,14 @@ def _union(records: Collection[Record]) -> Record | None:
     return Record(max(record.length for record in records), leases)
 
 
-def _lacking(record: Record, records: Collection[Record], union: Record, nodes: int) -> Record:
-    """What a majority holds and `record` lacks."""
-    holders = Counter(slot for known in records for slot in known.leases)
-    leases = {
-        slot: lease
-        for slot, lease in union.leases.items()
-        if slot not in record.leases and holders[slot] >= majority(nodes)
-    }
-    return replace(union, leases=leases)
+def _held_by_majority(union: Record, records: Collection[Record], nodes: int) -> Record:
+    held = Counter(slot for record in records for slot in record.leases)
+    return replace(union, leases={slot: union.leases[slot] for slot in union.leases if held[slot] >= majority(nodes)})
+
+
+def _without(common: Record, record: Record) -> Record:
+    """What `record` lacks of `common`."""
+    return replace(common, leases={slot: each for slot, each in common.leases.items() if slot not in record.leases})
 
 
 def _aged(record: Record, age_ms: int) -> Record:

@@ -5,7 +5,7 @@ Knows sockets and time, decides nothing: see quorum.py.
 
 import select
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TypeVar
@@ -23,7 +23,7 @@ REMEMBERED = 10_000
 
 
 class Semaphores:
-    """The semaphores on `nodes`. A deadline is an instant of `clock`, in seconds; by default monotonic."""
+    """The semaphores on `nodes`. A deadline is an instant of `time.monotonic()`."""
 
     def __init__(
         self,
@@ -31,19 +31,17 @@ class Semaphores:
         *,
         patience_seconds: float,
         rng: Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nodes = nodes
         self._patience_seconds = patience_seconds
         self._rng = rng or Random()
-        self._clock = clock
         # Semaphores of which a node may have missed a grant, oldest first. A lease that only a bare majority
         # knows is lost with the next node that fails.
         self._behind: dict[str, None] = {}
 
     def acquire(self, claim: Claim, tokens: Iterable[str], deadline: float) -> Outcome:
         """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
-        steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, self._clock)
+        steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, time.monotonic)
         outcome = self._drive(steps, deadline)
         self._catch_up(claim.semaphore, deadline)
         return self._named(outcome) if isinstance(outcome, Unavailable) else outcome
@@ -58,7 +56,7 @@ class Semaphores:
 
     def repair(self, semaphore: str, deadline: float) -> bool:
         """Bring nodes up to date that lack the semaphore's record or leases in it; whether no node is left out."""
-        return self._drive(quorum.repair(semaphore, len(self._nodes), self._clock), deadline)
+        return self._drive(quorum.repair(semaphore, len(self._nodes), time.monotonic), deadline)
 
     def unclaimed_ms(self, semaphore: str, slot: int, token: str, deadline: float) -> int | None:
         """How long the token's lease on the slot still is a mere reservation; None if no majority answered."""
@@ -89,7 +87,7 @@ class Semaphores:
             step = next(steps)
             while True:
                 if isinstance(step, quorum.Pause):
-                    time.sleep(max(0.0, min(step.seconds, deadline - self._clock())))
+                    time.sleep(max(0.0, min(step.seconds, deadline - time.monotonic())))
                 else:
                     answers = self._ask(step, deadline)
                 step = steps.send(answers)
@@ -99,11 +97,11 @@ class Semaphores:
 
     def _ask(self, ask: quorum.Ask, deadline: float) -> Mapping[int, Answer]:
         """Send to all, then read, and stop as soon as the answers suffice or the nodes' patience is used up."""
-        self._connect(ask.commands, min(self._clock() + self._patience_seconds, deadline))
-        until = min(self._clock() + self._patience_seconds, deadline)
+        self._connect(ask.commands, min(time.monotonic() + self._patience_seconds, deadline))
+        until = min(time.monotonic() + self._patience_seconds, deadline)
         answers: dict[int, Answer] = {}
         awaited: dict[int, Command] = {}
-        in_time = self._clock() < until
+        in_time = time.monotonic() < until
         for number, command in ask.commands.items():
             if not in_time and not isinstance(command, Release):
                 answers[number] = Unheard("no time left", asked=False)
@@ -142,7 +140,7 @@ class Semaphores:
         numbers = {self._nodes[number].fileno(): number for number in awaited}
         for descriptor in numbers:
             poll.register(descriptor, select.POLLIN)
-        while (left := until - self._clock()) > 0:
+        while (left := until - time.monotonic()) > 0:
             ready = [numbers[descriptor] for descriptor, _ in poll.poll(left * 1000)]
             heard: dict[int, Answer] = {}
             for number in ready:

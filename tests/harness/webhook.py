@@ -152,6 +152,15 @@ class Webhook:
         finally:
             connection.close()
 
+    def verdicts(self) -> dict[str, float]:
+        """The counter of verdicts by reason, as on the metrics page."""
+        prefix = 'at_least_semaphore_verdicts_total{reason="'
+        return {
+            line.removeprefix(prefix).partition('"')[0]: float(line.rpartition(" ")[2])
+            for line in self.metrics().splitlines()
+            if line.startswith(prefix)
+        }
+
     def close(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
         for stop in (signal.SIGTERM, signal.SIGKILL):
@@ -221,7 +230,7 @@ def review_of(pod: object, *, namespace: str = "batch", uid: str | None = None, 
 
 
 def environ_for(redis_addresses: str, **more: str) -> dict[str, str]:
-    """The variables of a webhook that uses these nodes with the users of the manifests."""
+    """The variables of a webhook that uses these nodes with the users of the README."""
     return {
         "REDIS_ADDRESSES": redis_addresses,
         "REDIS_USERNAME": HOOK_USER,

@@ -46,8 +46,7 @@ class Histories(RuleBasedStateMachine):
             self.world.webhook()
 
     def _busy(self) -> list[Actor]:
-        actors = [*self.world.webhooks, *(holder.sidecar for holder in self.world.holders)]
-        return [actor for actor in actors if actor.steps]
+        return [actor for actor in self.world.actors() if actor.steps]
 
     @rule(number=st.integers(0, WEBHOOKS - 1), fates=st.lists(FATES, max_size=12), at_rest=st.booleans())
     def admit(self, number: int, fates: list[list[Fate]], at_rest: bool) -> None:
@@ -89,7 +88,7 @@ class Histories(RuleBasedStateMachine):
     @rule(node=st.integers(0, 4))
     def arrive_late(self, node: int) -> None:
         """What was sent to a node and not waited for reaches it."""
-        for actor in [*self.world.webhooks, *(holder.sidecar for holder in self.world.holders)]:
+        for actor in self.world.actors():
             while actor.unanswered.get(node) and node not in self.world.down:
                 self.world.execute_late(actor, node)
 

@@ -4,7 +4,6 @@ The protocol is production's own, `app.semaphore.quorum` (or a mutant of it, to 
 found). Knows nothing of how choices are made: see test_model.py.
 """
 
-import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,7 +143,7 @@ class World:
         """A node comes back empty, if no other lacks data."""
         others = [each for number, each in enumerate(self.nodes) if number != node]
         if any(self.nodes[node].records) and all(other.has_data(SEMAPHORE) for other in others):
-            self.nodes[node].__dict__.update(copy.deepcopy(type(self.nodes[node])(now_ms=self.now_ms).__dict__))
+            self.nodes[node] = type(self.nodes[node])(now_ms=self.now_ms)
 
     def tick(self, milliseconds: int) -> None:
         self.now_ms += milliseconds
@@ -152,6 +151,9 @@ class World:
             node.now_ms = self.now_ms
 
     # What must hold --------------------------------------------------------------------------------------
+
+    def actors(self) -> list[Actor]:
+        return [*self.webhooks, *(holder.sidecar for holder in self.holders)]
 
     def active(self) -> list[Holder]:
         return [holder for holder in self.holders if not holder.released and holder.ends_ms > self.now_ms]
@@ -242,7 +244,7 @@ class World:
     def _come_to_rest(self) -> None:
         self.down.clear()
         answered = [Fate.ANSWERED] * len(self.nodes)
-        for actor in [*self.webhooks, *(holder.sidecar for holder in self.holders)]:
+        for actor in self.actors():
             self.catch_up(actor)
             while actor.steps:
                 self.advance(actor, answered)

@@ -213,8 +213,8 @@ def test_without_a_majority_a_pod_is_denied_or_goes_without_a_slot_as_it_asked()
             assert (True, pod_asking(when_unavailable="admit")["spec"]) == (admitted.allowed, admitted.pod["spec"])
             assert ["admitted without a slot: no majority of the semaphore's Redis nodes answered"] == admitted.warnings
             assert {"denied": 1.0, "admitted": 1.0} == {
-                "denied": verdicts(webhook)["unavailable"],
-                "admitted": verdicts(webhook)["admitted_without_slot"],
+                "denied": webhook.verdicts()["unavailable"],
+                "admitted": webhook.verdicts()["admitted_without_slot"],
             }
 
             for node in nodes[1:]:
@@ -251,13 +251,3 @@ def test_a_variant_has_annotations_keys_and_a_sidecar_of_its_own():
             assert other == webhook.ask(other).pod
             with nodes[0].client() as client:
                 assert client.exists("blue:slots:batch/reports-db")
-
-
-def verdicts(webhook: Webhook) -> dict[str, float]:
-    """The counter by reason, as on the metrics page."""
-    prefix = 'at_least_semaphore_verdicts_total{reason="'
-    return {
-        line.removeprefix(prefix).partition('"')[0]: float(line.rpartition(" ")[2])
-        for line in webhook.metrics().splitlines()
-        if line.startswith(prefix)
-    }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import trustme
@@ -317,20 +318,31 @@ def test_metrics_of_an_earlier_run_are_not_counted_again(tmp_path, nodes: list[R
 def test_workers_count_together(webhook: Webhook, key):
     """However many workers there are, the page shows their sum."""
 
-    def granted() -> float:
-        prefix = 'at_least_semaphore_verdicts_total{reason="granted"}'
-        return next(
-            float(line.removeprefix(prefix)) for line in webhook.metrics().splitlines() if line.startswith(prefix)
-        )
-
-    before = granted()
+    before = webhook.verdicts()["granted"]
     with ThreadPoolExecutor(4) as clients:
         list(clients.map(lambda _: webhook.ask(pod_asking(key, length=100)), range(40)))
 
-    assert before + 40 == granted()
+    assert before + 40 == webhook.verdicts()["granted"]
 
 
 # Starting ------------------------------------------------------------------------------------------------
+
+
+def start_in_vain(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """gunicorn with a setting that it cannot start with: it ends with status 1, and leaves no temporary file."""
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CERT_DIR": str(folder),
+        "BIND": f"127.0.0.1:{free_port()}",
+        "TMPDIR": str(folder),
+        **environ,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
+    )
+    assert 1 == ended.returncode
+    assert {"tls.crt", "tls.key"} == {file.name for file in folder.iterdir()}
+    return ended
 
 
 @pytest.mark.parametrize(
@@ -346,41 +358,19 @@ def test_workers_count_together(webhook: Webhook, key):
 )
 def test_gunicorn_does_not_start_with_a_wrong_setting_and_says_which(tmp_path, variable, value, said):
     issue_certificate(tmp_path, trustme.CA())
-    environ = {
-        "PATH": os.environ["PATH"],
-        "CERT_DIR": str(tmp_path),
-        "BIND": f"127.0.0.1:{free_port()}",
-        "TMPDIR": str(tmp_path),
-        variable: value,
-    }
 
-    ended = subprocess.run(
-        [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
-    )
+    ended = start_in_vain(tmp_path, **{variable: value})
 
-    assert 1 == ended.returncode
     assert ended.stderr.startswith(f"cannot start: {said}"), ended.stderr
     assert "Traceback" not in ended.stderr
-    assert {"tls.crt", "tls.key"} == {file.name for file in tmp_path.iterdir()}
 
 
 def test_gunicorn_does_not_start_on_a_taken_metrics_port_and_says_so(tmp_path):
     issue_certificate(tmp_path, trustme.CA())
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        environ = {
-            "PATH": os.environ["PATH"],
-            "CERT_DIR": str(tmp_path),
-            "BIND": f"127.0.0.1:{free_port()}",
-            "METRICS_PORT": str(taken.getsockname()[1]),
-            "TMPDIR": str(tmp_path),
-        }
-        ended = subprocess.run(
-            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
-        )
+        ended = start_in_vain(tmp_path, METRICS_PORT=str(taken.getsockname()[1]))
 
-    assert 1 == ended.returncode
     assert "cannot start: METRICS_PORT: cannot listen on 127.0.0.1" in ended.stderr
-    assert {"tls.crt", "tls.key"} == {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_systemd_unit_is_valid():

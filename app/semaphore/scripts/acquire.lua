@@ -28,6 +28,8 @@ if redis.call('EXISTS', record) == 0 and ARGV[6] ~= '1' then
   return {'UNKNOWN'}
 end
 
+local bound = tonumber(redis.call('HGET', record, 'bound') or 0)
+
 -- Whether the lease of another token lives here. No ACL can bound a time to live: one that somebody stretched
 -- past the longest lease is cut down to it.
 local function live(other)
@@ -41,7 +43,6 @@ end
 local function grant(slot)
   redis.call('SET', lease, holder, 'PX', ARGV[3])
   redis.call('SET', reservation, '', 'PX', ARGV[3])
-  local bound = tonumber(redis.call('HGET', record, 'bound') or 0)
   redis.call('HSET', record, slot, token, 'length', length, 'touched', redis.call('TIME')[1],
     'bound', math.max(bound, slot + 1))
   return {'GRANTED', slot}
@@ -57,7 +58,7 @@ end
 
 -- After a length was reduced: how many leases live here in total if some live at or past the length, else nil.
 local function held_beyond()
-  if tonumber(redis.call('HGET', record, 'bound') or 0) <= length then return nil end
+  if bound <= length then return nil end
   local held, beyond, entries = 0, false, redis.call('HGETALL', record)
   for i = 1, #entries, 2 do
     local slot = tonumber(entries[i])
@@ -69,7 +70,8 @@ local function held_beyond()
     end
   end
   if beyond then return held end
-  redis.call('HSET', record, 'bound', length)
+  bound = length
+  redis.call('HSET', record, 'bound', bound)
 end
 
 local passed_by = {}
