@@ -8,6 +8,7 @@ import atexit
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
 
 from app.logs import CONFIG  # noqa: E402
-from app.server import CertificateError, defer_accept, tls_context  # noqa: E402
+from app.server import CertificateError, tls_context  # noqa: E402
 from app.settings import Settings, SettingsError  # noqa: E402
 
 _metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
@@ -57,8 +58,6 @@ if Path("/dev/shm").is_dir():  # noqa: S108  heartbeats of workers, where the ro
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 certfile = str(_settings.cert_file)
 keyfile = str(_settings.key_file)
-# Else the handshake would be left to the first read, and escape the deadline of its own.
-do_handshake_on_connect = True
 
 
 def ssl_context(conf, default_ssl_context_factory):
@@ -76,7 +75,8 @@ def on_starting(server):
 def when_ready(server):
     """Before the workers are forked: the metrics are served by gunicorn's first process, in plain HTTP."""
     for listener in server.LISTENERS:
-        defer_accept(listener.sock)
+        # A peer that has sent nothing wakes no worker, for some seconds; and who has wakes one once, not twice.
+        listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
     host = _settings.bind.rpartition(":")[0].strip("[]")
     try:
         GunicornPrometheusMetrics.start_http_server_when_ready(_settings.metrics_port, host)

@@ -1,7 +1,7 @@
-"""What the server adds to gunicorn's sync worker: TLS that follows its files, and deadlines for slow peers.
+"""What the server adds to gunicorn's sync worker: TLS that follows its files, and patience that costs nothing.
 
-Knows sockets and certificates, nothing of admissions. A sync worker serves one connection at a time, so a peer
-that is silent, or sends a byte now and then, must not be able to keep it.
+Knows sockets and certificates, nothing of admissions. A sync worker serves one request at a time, so a peer that is
+silent, or slow, must not be able to keep it: its connection is parked until it has said all.
 """
 
 import contextlib
@@ -9,64 +9,123 @@ import errno
 import functools
 import logging
 import os
+import re
+import selectors
 import socket
 import ssl
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from gunicorn.http import get_parser
+from gunicorn.http.errors import NoMoreData
+from gunicorn.sock import ssl_wrap_socket
 from gunicorn.workers.sync import SyncWorker
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 1.0
-# From the first byte of the handshake to the last of the request. The API server sends all of it at once.
+# From being accepted to the last byte of the request. The API server sends all of it at once.
 REQUEST_SECONDS = 3.0
+# How long a worker waits in the midst of a request for more of it, which it does only if the end cannot be told.
+LATE_SECONDS = 0.2
+# How long a worker waits for room for the answer. There is: the buffers of a socket hold more than we ever say.
+ANSWER_SECONDS = 1.0
+# How long a peer may take to close the connection when it has been answered.
+CLOSING_SECONDS = 2.0
 # How long a worker that is told to stop goes on to serve those that have already connected.
 DRAIN_SECONDS = 5.0
+# How often a worker looks whose time is over.
+TICK_SECONDS = 0.5
+
+# What a worker parks: half of the 1024 files that a process may usually open; two of the largest requests.
+PARKED_CONNECTIONS = 500
+PARKED_BYTES = 16 * 1024 * 1024
+# What is longer is not taken in: it is served by its beginning, and answered that it is too long.
+LARGEST_HEAD_BYTES = 64 * 1024
+LARGEST_BODY_BYTES = 7 * 1024 * 1024
+# All that a TLS record can hold: a rest would lie where no selector sees it.
+RECORD_BYTES = 16 * 1024
+
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
-class DeadlineSocket(ssl.SSLSocket):
-    """The server's side of a TLS connection, with one deadline for all that the peer has to send.
+def request_length(received: bytes | bytearray) -> int | None:
+    """How many bytes the request has that begins so; None while that cannot be told.
 
-    A timeout of each operation would not do: it starts anew with every byte. A peer that is too slow is cut off,
-    and for gunicorn it looks like one that has reset the connection, which it knows to expect.
+    Anything but a plain head with at most one plain Content-Length ends with its head, or at once if the head is
+    broken or too long: gunicorn and the application know what to answer. To be wrong costs LATE_SECONDS.
     """
+    end = received.find(b"\r\n\r\n", 0, LARGEST_HEAD_BYTES)
+    if end < 0:
+        broken = received.count(b"\n") != received.count(b"\r\n")
+        return len(received) if broken or len(received) >= LARGEST_HEAD_BYTES else None
+    head_length = end + len(b"\r\n\r\n")
+    match _FRAMING.findall(received, 0, end):
+        case [(name, value)] if name.lower() == b"content-length" and re.fullmatch(rb"[0-9]{1,7}[ \t]*", value):
+            length = int(value)
+            return head_length + (length if length <= LARGEST_BODY_BYTES else 0)
+    return head_length
 
-    _deadline = 0.0
 
-    def do_handshake(self, block: bool = False) -> None:
-        self._deadline = time.monotonic() + REQUEST_SECONDS
-        self.settimeout(HANDSHAKE_SECONDS)  # OpenSSL's loop is under it as a whole
+class Connection(ssl.SSLSocket):
+    """The server's side of a TLS connection: takes in a request without waiting, and then gives it to gunicorn."""
+
+    # Set by the worker, as a TLS socket has no constructor of its own.
+    listener: socket.socket
+    address: Any
+    received: bytearray
+    deadline: float  # while parked, by the worker's clock
+    late: float  # while served
+
+    _length: int | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Nothing more is said. (Nor to a peer that was gone before it was accepted.)"""
+        return self._sslobj is None  # type: ignore[attr-defined]
+
+    def read_on(self) -> bool:
+        """Take in a TLS record's worth, and say whether the request is complete. Raises OSError if the peer is gone."""
         try:
-            super().do_handshake(block)
-        except TimeoutError as error:
-            raise self._cut_off("handshake") from error
-        self.settimeout(REQUEST_SECONDS)
+            data = super().recv(RECORD_BYTES)  # the first ones make the handshake
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return False
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "the peer has closed the connection")
+        if self.answered:
+            return False
+        self.received += data
+        self._length = self._length or request_length(self.received)
+        return self._length is not None and len(self.received) >= self._length
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        if self._sslobj is None:  # type: ignore[attr-defined]  # answered: gunicorn waits for the peer to close
+        """For gunicorn: what has been taken in, and then what comes until it is late."""
+        if self.answered:
             return super().recv(buflen, flags)
-        self.settimeout(max(0.001, self._deadline - time.monotonic()))
-        try:
-            return super().recv(buflen, flags)
-        except TimeoutError as error:
-            raise self._cut_off("request") from error
+        if self.received:
+            data = bytes(self.received[:buflen])
+            del self.received[:buflen]
+            return data
+        seconds_left = self.late - time.monotonic()
+        if seconds_left > 0:
+            self.settimeout(seconds_left)
+            with contextlib.suppress(TimeoutError):
+                return super().recv(buflen, flags)
+        log.info("cut off a peer that was too slow with its request")
+        raise ConnectionResetError(errno.ECONNRESET, "the peer was too slow with its request")
 
-    def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
-        # What was left for the request must not bound the answer.
-        self.settimeout(REQUEST_SECONDS)
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """For gunicorn: the answer."""
+        self.settimeout(ANSWER_SECONDS)
         super().sendall(data, flags)
 
-    def _cut_off(self, stage: str) -> ConnectionResetError:
-        log.info("cut off a peer that was too slow with its %s", stage)
-        # Not closed yet: gunicorn does that, and would take an answer to a closed socket for an error of ours.
-        with contextlib.suppress(OSError):
-            self.shutdown(socket.SHUT_RDWR)
-        return ConnectionResetError(errno.ECONNRESET, f"the peer was too slow with its {stage}")
+    def finish(self) -> None:
+        """Tell the peer that this was all, without waiting for it to say the same. Raises OSError if it is gone."""
+        self.received.clear()
+        self.setblocking(False)
+        with contextlib.suppress(OSError, ValueError):  # SSLWantReadError: it has not said the same
+            self.unwrap()
+        self.shutdown(socket.SHUT_WR)
 
 
 class CertificateError(Exception):
@@ -102,7 +161,7 @@ class TlsContext:
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.sslsocket_class = DeadlineSocket
+        context.sslsocket_class = Connection
         for file in self._files:
             if not os.access(file, os.R_OK):
                 raise CertificateError(f"{file} is not there or cannot be read")
@@ -130,25 +189,108 @@ def _state(file: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
-def defer_accept(listener: socket.socket) -> None:
-    """Do not wake a worker for a connection before its peer has sent something."""
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(REQUEST_SECONDS))
-
-
 class Worker(SyncWorker):  # type: ignore[misc]
-    """gunicorn's sync worker, which also serves who had connected before it was told to stop."""
+    """gunicorn's sync worker, but only a request that is complete occupies it.
+
+    A connection is parked before that, and from the answer until the peer closes: it costs a file and what has come.
+    """
 
     def run(self) -> None:
-        super().run()
-        give_up = time.monotonic() + DRAIN_SECONDS
-        for listener in self.sockets:
-            self._drain(listener, give_up)
+        """Serve until told to stop, and after that who had connected before."""
+        self._parked: dict[Connection, None] = {}  # the oldest first
+        self._spent_serving = 0.0
+        with selectors.DefaultSelector() as self._selector:
+            self._selector.register(self.PIPE[0], selectors.EVENT_READ)  # signals write to it
+            for listener in self.sockets:
+                listener.setblocking(False)
+                self._selector.register(listener, selectors.EVENT_READ)
+            while self.alive and self.is_parent_alive():
+                self._turn(TICK_SECONDS if self._parked else self.timeout or TICK_SECONDS)
+            give_up = time.monotonic() + DRAIN_SECONDS
+            while time.monotonic() < give_up and (self._turn(TICK_SECONDS if self._parked else 0) or self._parked):
+                pass
 
-    def _drain(self, listener: socket.socket, give_up: float) -> None:
-        while time.monotonic() < give_up:
-            try:
-                self.accept(listener)
-            except BlockingIOError:  # nobody is left
-                return
-            except ConnectionError:  # the peer is gone
-                continue
+    def _turn(self, wait_seconds: float) -> bool:
+        """Do what there is to do, after waiting for it; say whether there was something.
+
+        A request that is complete comes first, and one new connection last: another worker may be free to take it.
+        """
+        self.notify()
+        now = self._now()  # whose time is over now can still have sent what is found then
+        ready = [key.fileobj for key, _ in self._selector.select(wait_seconds)]
+        for connection in ready:
+            if isinstance(connection, Connection) and self._served(connection):
+                now = 0.0  # nobody's time is over before everybody has been listened to
+                break
+        else:
+            if self.PIPE[0] in ready:
+                os.read(self.PIPE[0], 4096)
+            for listener in self.sockets:
+                if listener in ready:
+                    self.accept(listener)
+        self._cut_off(now)
+        return bool(ready)
+
+    def _now(self) -> float:
+        """A clock that stands still while a request is served, as nobody looks then at what others send."""
+        return time.monotonic() - self._spent_serving
+
+    def accept(self, listener: socket.socket) -> None:
+        """Park one new connection."""
+        try:
+            plain, address = listener.accept()
+            plain.setblocking(False)
+            connection = ssl_wrap_socket(plain, self.cfg)
+        except OSError:  # another worker was faster, or the peer is gone again
+            return
+        connection.listener, connection.address, connection.received = listener, address, bytearray()
+        connection.deadline = self._now() + REQUEST_SECONDS
+        self._parked[connection] = None
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._served(connection)  # its peer has sent something, else TCP_DEFER_ACCEPT would hold it back
+
+    def _served(self, connection: Connection) -> bool:
+        """Read on without waiting, serve the request if it is complete, and say so."""
+        complete = False
+        try:
+            complete = connection.read_on()
+            if complete:
+                self._serve(connection)
+                connection.finish()
+        except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                log.warning("refused a connection of %s: %s", connection.address[0], error)
+            self._close(connection)
+        return complete
+
+    def _serve(self, connection: Connection) -> None:
+        """As gunicorn's `handle`, which would wait for the peer to close the connection."""
+        started = time.monotonic()
+        connection.late = started + LATE_SECONDS
+        request = None
+        try:
+            request = next(get_parser(self.cfg, connection, connection.address))
+            self.handle_request(connection.listener, request, connection, connection.address)
+        except (NoMoreData, StopIteration, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            log.debug("a peer is gone: %s", error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  it is logged there, and answered
+            self.handle_error(request, connection, connection.address, error)
+        self._spent_serving += time.monotonic() - started
+        connection.deadline = self._now() + CLOSING_SECONDS
+
+    def _cut_off(self, now: float) -> None:
+        """Close the connections whose time is over and, where there is too much to keep, the oldest."""
+        held = 0
+        for count, connection in enumerate(list(reversed(self._parked)), 1):
+            held += len(connection.received)
+            too_slow = connection.deadline <= now
+            if too_slow or count > PARKED_CONNECTIONS or (connection.received and held > PARKED_BYTES):
+                if not connection.answered:
+                    why = "that was too slow with its" if too_slow else "to make room, in its"
+                    log.info("cut off a peer %s %s", why, "request" if connection.version() else "handshake")
+                self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        del self._parked[connection]
+        self._selector.unregister(connection)
+        connection.close()

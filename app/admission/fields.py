@@ -35,20 +35,25 @@ class Field:
 
     path: str
     value: Any
+    is_quoted: bool = True
+
+    def unquoted(self) -> Field:
+        """The same, of which and of whose members no message says more than the kind of value."""
+        return Field(self.path, self.value, is_quoted=False)
 
     def __getitem__(self, name: str) -> Field:
         """The member of an object that has passed `required(dict)`."""
-        return Field(f"{self.path}.{name}" if self.path else name, self.value.get(name))
+        return Field(f"{self.path}.{name}" if self.path else name, self.value.get(name), self.is_quoted)
 
     def members(self) -> Iterator[Field]:
         """The members of an object, whatever they are called; none when it is absent."""
         for name, value in (self.optional(dict) or {}).items():
-            yield Field(f"{self.path}[{shown(name)}]", value)
+            yield Field(f"{self.path}[{shown(name)}]", value, self.is_quoted)
 
     def items(self) -> Iterator[Field]:
         """The items of a list; none when it is absent."""
         for index, value in enumerate(self.optional(list) or []):
-            yield Field(f"{self.path}[{index}]", value)
+            yield Field(f"{self.path}[{index}]", value, self.is_quoted)
 
     def required(self, kind: type) -> Any:
         """The value, which must be a dict, list, str or bool as `kind` says. Raises Malformed."""
@@ -73,5 +78,9 @@ class Field:
 
     def malformed(self, accepted: str) -> Malformed:
         """The error to raise about this value."""
-        found = "missing" if self.value is None else shown(self.value)
-        return Malformed(f"{self.path or 'the body'} is {found}, accepted is {accepted}")
+        return Malformed(f"{self.path or 'the body'} is {self._found()}, accepted is {accepted}")
+
+    def _found(self) -> str:
+        if self.value is None:
+            return "missing"
+        return shown(self.value) if self.is_quoted else _KINDS.get(type(self.value), "a number")

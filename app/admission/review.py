@@ -146,7 +146,7 @@ def _pod(pod: Field) -> Mapping[str, Any]:
     found: Mapping[str, Any] = pod.required(dict)
     if pod["metadata"].optional(dict) is not None:
         _check_metadata(pod["metadata"])
-    spec = pod["spec"]
+    spec = pod["spec"].unquoted()  # it may hold passwords, as values of variables
     spec.required(dict)
     spec["containers"].required(list)
     for container in (*spec["containers"].items(), *spec["initContainers"].items()):

@@ -3,7 +3,6 @@
 Knows HTTP and the time a request may take, not what is decided.
 """
 
-import contextlib
 import json
 import logging
 import re
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request
+from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.admission.holder import pod_name
@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 # The largest object that etcd takes is 1.5 MiB; a review holds it as JSON, and the API server's own limit is 3 MiB.
 LARGEST_BODY_BYTES = 7 * 1024 * 1024
-DRAINED_BODIES = 4
 # For the way back: an answer that the API server has stopped waiting for would hold a slot for nobody.
 MARGIN_SECONDS = 0.3
 
+# What gunicorn raises as a body of chunks is read that is none, or that ends too early.
+BROKEN_CHUNKS = (NoMoreData, ParseException)
 TROUBLES = (Reason.UNAVAILABLE, Reason.ADMITTED_WITHOUT_SLOT)
 
 # A Go duration in the units that a timeout is given in (https://pkg.go.dev/time#ParseDuration).
@@ -47,7 +48,6 @@ def blueprint(decide: Decide, on_verdict: Callable[[Verdict], None], budget_seco
 
     routes.register_error_handler(Malformed, _bad_request)
     routes.register_error_handler(ConnectionError, _bad_request)
-    routes.register_error_handler(RequestEntityTooLarge, _too_large)
     routes.register_error_handler(HTTPException, _http_error)
     return routes
 
@@ -64,10 +64,24 @@ def _time_allowed(timeout: str, budget_seconds: float) -> float:
 def _json_body() -> object:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"Content-Type is {request.mimetype!r}, accepted is 'application/json'")
+    body = _body()
+    # Of a name that comes twice in an object the last one counts, and NaN is a number, as Python reads them. That
+    # opens nothing: what the API server sends is its own encoding of what it has read, never a client's text.
     try:
-        return json.loads(request.get_data(cache=False))
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the body is not JSON: {error}") from error
+
+
+def _body() -> bytes:
+    try:
+        body = request.get_data(cache=False)
+    except BROKEN_CHUNKS as error:
+        raise Malformed(f"the body cannot be read: {error}") from error
+    # One that comes in chunks says nothing of its length, and Werkzeug stops at the limit without a word.
+    if request.content_length is None and len(body) >= LARGEST_BODY_BYTES:
+        raise RequestEntityTooLarge
+    return body
 
 
 def _log(review: Review, verdict: Verdict) -> None:
@@ -82,15 +96,6 @@ def _log(review: Review, verdict: Verdict) -> None:
 def _bad_request(error: Exception) -> tuple[Response, int]:
     log.warning("refused a request: %s", error)
     return jsonify(error=str(error)), 400
-
-
-def _too_large(error: HTTPException) -> tuple[Response, int]:
-    """Take in what is sent all the same, within bounds: a connection that is cut off would hide the answer."""
-    with contextlib.suppress(ConnectionError):
-        for _ in range(DRAINED_BODIES):
-            if not request.environ["wsgi.input"].read(LARGEST_BODY_BYTES):
-                break
-    return _http_error(error)
 
 
 def _http_error(error: HTTPException) -> tuple[Response, int]:

@@ -169,17 +169,17 @@ REQUEST_ERRORS = [
     (
         ("object", "spec", "initContainers"),
         {"name": "setup"},
-        "request.object.spec.initContainers is {'name': 'setup'}, accepted is a list",
+        "request.object.spec.initContainers is an object, accepted is a list",
     ),
     (
         ("object", "spec", "containers", 0, "env"),
-        ["A=b"],
-        "request.object.spec.containers[0].env[0] is 'A=b', accepted is an object",
+        ["PASSWORD=b"],  # what stands in a spec is not quoted
+        "request.object.spec.containers[0].env[0] is a string, accepted is an object",
     ),
     (
         ("object", "spec", "containers", 0, "env"),
-        [{"name": ["A"]}],
-        "request.object.spec.containers[0].env[0].name is ['A'], accepted is a string",
+        [{"name": 1.5}],
+        "request.object.spec.containers[0].env[0].name is a number, accepted is a string",
     ),
 ]
 
