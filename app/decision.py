@@ -68,6 +68,7 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
         semaphore=semaphore,
         length=request.length,
         reservation_ms=rules.reservation_seconds * 1000,
+        lease_ms=request.expiration_seconds * 1000,
         holder=holder.holder_of(review.pod, int(rules.wall_clock())),
     )
     outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)

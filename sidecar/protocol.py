@@ -13,7 +13,6 @@ SHORTEST_LEASE_SECONDS = 5
 # A lease may last a day at most. No Redis ACL bounds a time to live, so the acquire script cuts down
 # whatever somebody stretched further.
 LONGEST_LEASE_SECONDS = 24 * 60 * 60
-LONGEST_LEASE_MS = LONGEST_LEASE_SECONDS * 1000
 
 
 class Variable:

@@ -18,7 +18,7 @@ from app.semaphore.model import (
     Taken,
     Unknown,
 )
-from sidecar.protocol import LONGEST_LEASE_MS, Keys
+from sidecar.protocol import Keys
 
 Words = tuple[str | int, ...]
 
@@ -59,7 +59,7 @@ class Acquire:
         return (
             *("EVALSHA", sha["acquire"], 3),
             *(keys.record(claim.semaphore), keys.lease(token), keys.reservation(token)),
-            *(token, claim.length, claim.reservation_ms, claim.holder, LONGEST_LEASE_MS, int(self.found)),
+            *(token, claim.length, claim.reservation_ms, claim.holder, claim.longest_ms, int(self.found)),
             *(-1 if self.slot is None else self.slot, self.start, *sorted(self.avoid)),
         )
 
@@ -132,8 +132,8 @@ class Read:
     def answer(self, reply: Any) -> Answer:
         if reply is None:
             return Unknown()
-        length, *rest = reply
-        return Record(length, {slot: lease for slot, lease in map(_slot_and_lease, _fives(rest))})
+        length, longest_ms, *rest = reply
+        return Record(length, longest_ms, {slot: lease for slot, lease in map(_slot_and_lease, _fives(rest))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ class Restore:
             entries += (slot, lease.token, lease.left_ms, lease.unclaimed_ms, lease.holder)
         return (
             *("EVALSHA", sha["restore"], 1, keys.record(self.semaphore)),
-            *(keys.lease(""), keys.reservation(""), int(self.recorded), self.record.length, *entries),
+            *(keys.lease(""), keys.reservation(""), int(self.recorded)),
+            *(self.record.length, self.record.longest_ms, *entries),
         )
 
     def answer(self, reply: Any) -> Answer:

@@ -14,7 +14,13 @@ class Claim:
     semaphore: str
     length: int
     reservation_ms: int  # life of the lease until the sidecar's first renewal
+    lease_ms: int  # and from each renewal on
     holder: str  # JSON text for people, see app.admission.holder
+
+    @property
+    def longest_ms(self) -> int:
+        """More than this its lease never has left."""
+        return max(self.reservation_ms, self.lease_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,10 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The live slots of a semaphore on a node, and the length last asked for."""
+    """The live slots of a semaphore on a node, the length last asked for and the longest life that a lease has."""
 
     length: int
+    longest_ms: int
     leases: Mapping[int, Lease]
 
 

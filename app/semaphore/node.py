@@ -14,8 +14,8 @@ from hashlib import sha1
 
 import redis
 
-from app.semaphore.commands import Command, Release
-from app.semaphore.model import Answer, Unheard
+from app.semaphore.commands import Acquire, Command, Release
+from app.semaphore.model import Answer, Unheard, Unknown
 from sidecar.protocol import Address, Keys
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Node:
         self._attempt: _Attempt | None = None
         self._pending: deque[tuple[Command, float]] = deque()
         self._lost: list[tuple[Command, Answer]] = []
+        self._unknown: set[str] = set()  # semaphores of which it has said, on this connection, that it has no record
         self._owed: deque[Release] = deque(maxlen=OWED_RELEASES)
         self._fault: str | None = None
         self._retry_at = 0.0
@@ -96,6 +97,9 @@ class Node:
         it is sent as soon as there is one.
         """
         unheard = Unheard(self._fault or "not connected", asked=False)
+        if isinstance(command, Acquire) and command.found and command.claim.semaphore not in self._unknown:
+            # It has been restarted since it said so, and may have lost what was granted meanwhile.
+            return Unheard("connected anew while the semaphore was founded", asked=False)
         if self._connection and (self._fault is None or isinstance(command, Release)):
             lost = self._transmit(self._connection, command)
             if lost is None:
@@ -136,13 +140,16 @@ class Node:
                 self._drop(_cause(error))
             else:
                 command, _ = self._pending.popleft()
-                yield command, command.answer(reply)
+                answer = command.answer(reply)
+                if isinstance(command, Acquire) and isinstance(answer, Unknown):
+                    self._unknown.add(command.claim.semaphore)
+                yield command, answer
 
     def _refused(self, error: redis.ResponseError) -> Unheard:
         """The node answered with an error (read-only, out of memory, no permission): it is of no use for now."""
-        self._set_fault(str(error))
+        self._set_fault(_cause(error))
         self._retry_at = time.monotonic() + PROBE_SECONDS
-        return Unheard(str(error))
+        return Unheard(_cause(error))
 
     def _transmit(self, connection: redis.Connection, command: Command) -> Unheard | None:
         try:
@@ -186,6 +193,7 @@ class Node:
         # They may not have arrived; done twice they do no harm.
         self._owed.extend(command for command, _ in self._pending if isinstance(command, Release))
         self._lost += [(command, Unheard(f"connection lost: {why}")) for command, _ in self._pending]
+        self._unknown.clear()
         self._pending.clear()
 
     def _set_fault(self, fault: str | None) -> None:
@@ -236,6 +244,9 @@ class _Attempt(threading.Thread):
 
 
 def _cause(error: Exception) -> str:
-    """What the operating system said, where redis-py wraps it into a sentence with the address."""
+    """What the operating system said, where redis-py wraps it into a sentence with the address.
+
+    A node that does not know a command repeats what came with it: the password, or a token.
+    """
     inner = error.__context__
-    return inner.strerror if isinstance(inner, OSError) and inner.strerror else str(error)
+    return inner.strerror if isinstance(inner, OSError) and inner.strerror else str(error).partition(", with args")[0]

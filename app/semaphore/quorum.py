@@ -245,7 +245,7 @@ def _union(records: Collection[Record]) -> Record | None:
             if known.token != lease.token:
                 return None
             leases[slot] = max(known, lease, key=lambda one: one.left_ms)
-    return Record(max(record.length for record in records), leases)
+    return Record(max(record.length for record in records), max(record.longest_ms for record in records), leases)
 
 
 def _held_by_majority(union: Record, records: Collection[Record], nodes: int) -> Record:

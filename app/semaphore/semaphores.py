@@ -97,7 +97,7 @@ class Semaphores:
 
     def _ask(self, ask: quorum.Ask, deadline: float) -> Mapping[int, Answer]:
         """Send to all, then read, and stop as soon as the answers suffice or the nodes' patience is used up."""
-        self._connect(ask.commands, min(time.monotonic() + self._patience_seconds, deadline))
+        self._connect(min(time.monotonic() + self._patience_seconds, deadline))
         until = min(time.monotonic() + self._patience_seconds, deadline)
         answers: dict[int, Answer] = {}
         awaited: dict[int, Command] = {}
@@ -118,17 +118,18 @@ class Semaphores:
                 self._note(ask.commands[number], answer)
         return answers
 
-    def _connect(self, numbers: Iterable[int], until: float) -> None:
+    def _connect(self, until: float) -> None:
         """See to connections. Failed nodes are waited for only where there is no majority without them."""
         for node in self._nodes:
             self._prepare(node)
+        for node in self._nodes:
+            node.wait_until_connected(until)
         well = sum(not node.is_passed_over for node in self._nodes)
-        needed = well < majority(len(self._nodes))
-        for number in numbers:
-            if needed:
-                self._prepare(self._nodes[number], at_once=True)
-        for number in numbers:
-            self._nodes[number].wait_until_connected(until, at_once=needed)
+        if well < majority(len(self._nodes)):
+            for node in self._nodes:
+                self._prepare(node, at_once=True)
+            for node in self._nodes:
+                node.wait_until_connected(until, at_once=True)
 
     def _prepare(self, node: Node, *, at_once: bool = False) -> None:
         for command, answer in node.prepare(at_once=at_once):

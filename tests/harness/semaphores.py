@@ -55,8 +55,8 @@ def semaphores_on(
         semaphores.close()
 
 
-def claim_of(length: int, *, reservation_ms: int = 60_000, holder: str = "{}") -> Claim:
-    return Claim(SEMAPHORE, length, reservation_ms, holder)
+def claim_of(length: int, *, reservation_ms: int = 60_000, lease_ms: int = 60_000, holder: str = "{}") -> Claim:
+    return Claim(SEMAPHORE, length, reservation_ms, lease_ms, holder)
 
 
 def tokens_of(name: str) -> Iterator[str]:

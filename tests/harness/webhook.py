@@ -69,7 +69,9 @@ class Webhook:
         workers: int = 2,
         cert_dir: Path | None = None,
         authority: trustme.CA | None = None,
+        patience_seconds: float = 30,
     ) -> None:
+        self.patience_seconds = patience_seconds
         self.folder = Path(tempfile.mkdtemp(prefix="alsph-webhook-"))
         self.authority = authority or trustme.CA()
         if cert_dir is None:
@@ -119,8 +121,10 @@ class Webhook:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """One request on a connection of its own, closed afterwards: a sync worker waits for that."""
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=self.tls, timeout=30)
+        """One request on a connection of its own."""
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, context=self.tls, timeout=self.patience_seconds
+        )
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()

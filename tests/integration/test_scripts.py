@@ -9,12 +9,13 @@ import redis
 
 from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
 from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
-from sidecar.protocol import LONGEST_LEASE_MS, Keys
+from sidecar.protocol import Keys
 from tests.harness.nodes import ACL, HOOK_PASSWORD, HOOK_USER, RedisNode, redis_nodes
 from tests.harness.semaphores import RECORD, SEMAPHORE
 from tests.harness.waiting import wait_for
 
-DAY_MS = LONGEST_LEASE_MS
+LIFE_MS = 60_000
+DAY_MS = 24 * 60 * LIFE_MS
 
 
 class Hook:
@@ -33,15 +34,23 @@ class Hook:
         return command.answer(reply)
 
     def acquire(
-        self, token: str, length: int = 3, *, life_ms: int = 60_000, holder: str = "{}", found: bool = True, **more: Any
+        self,
+        token: str,
+        length: int = 3,
+        *,
+        life_ms: int = LIFE_MS,
+        lease_ms: int = LIFE_MS,
+        holder: str = "{}",
+        found: bool = True,
+        **more: Any,
     ) -> Any:
-        return self.ask(Acquire(Claim(SEMAPHORE, length, life_ms, holder), token, found=found, **more))
+        return self.ask(Acquire(Claim(SEMAPHORE, length, life_ms, lease_ms, holder), token, found=found, **more))
 
     def fill(self, slots: Iterable[int]) -> None:
         """Leases of s0, s1, … in these slots, as the scripts would have written them, all at once."""
         slots = list(slots)
         with self.admin.pipeline() as batch:
-            batch.hset(RECORD, "bound", max(slots) + 1)
+            batch.hset(RECORD, mapping={"bound": max(slots) + 1, "longest": LIFE_MS})
             for slot in slots:
                 batch.hset(RECORD, str(slot), f"s{slot}")
                 batch.set(f"lease:s{slot}", f"holder-{slot}", px=60_000)
@@ -83,7 +92,7 @@ def test_founding_writes_record_lease_and_reservation(hook):
     now = hook.admin.time()[0]
     assert Granted(1) == hook.acquire("a", start=1, life_ms=30_000, holder='{"owner":"Job/a"}')
 
-    assert {"1": "a", "length": "3", "bound": "2"} == record_of(hook)
+    assert {"1": "a", "length": "3", "bound": "2", "longest": "60000"} == record_of(hook)
     assert 0 <= int(hook.admin.hget(RECORD, "touched")) - now <= 5
     assert ['{"owner":"Job/a"}', ""] == hook.admin.mget("lease:a", "reservation:a")
     assert 25_000 < hook.admin.pttl("lease:a") <= 30_000
@@ -122,7 +131,7 @@ def test_an_entry_whose_lease_is_dead_is_overwritten(hook):
     hook.ask(Release("a"))
 
     assert Granted(0) == hook.acquire("b", 1)
-    assert {"0": "b", "length": "1", "bound": "1"} == record_of(hook)
+    assert {"0": "b", "length": "1", "bound": "1", "longest": "60000"} == record_of(hook)
 
 
 def test_a_lease_that_ran_out_is_dead(hook):
@@ -138,7 +147,7 @@ def test_the_same_token_gets_the_slot_it_has_and_nothing_is_prolonged(hook):
     assert Granted(2) == hook.acquire("a", 5, start=4, life_ms=90_000)
     assert Granted(2) == hook.acquire("a", 5, slot=2, life_ms=90_000)
     assert Granted(2) == hook.acquire("a", 5, slot=3)  # no vote for slot 3: the client compares
-    assert {"2": "a", "length": "5", "bound": "3"} == record_of(hook)
+    assert {"2": "a", "length": "5", "bound": "3", "longest": "60000"} == record_of(hook)
     assert hook.admin.pttl("lease:a") <= 30_000
 
 
@@ -194,7 +203,7 @@ def test_exactly_one_slot_is_granted_or_taken(hook):
 
     assert Taken() == hook.acquire("b", slot=1)
     assert Granted(2) == hook.acquire("b", slot=2)
-    assert {"1": "a", "2": "b", "length": "3", "bound": "3"} == record_of(hook)
+    assert {"1": "a", "2": "b", "length": "3", "bound": "3", "longest": "60000"} == record_of(hook)
     assert 55_000 < hook.admin.pttl("reservation:b") <= 60_000
 
 
@@ -250,7 +259,7 @@ def test_the_leases_past_a_reduced_length_are_looked_for_only_while_there_are_an
     hook.ask(Release("a"))
 
     assert Granted(2) == hook.acquire("d", 3, start=2)
-    assert {"0": "c", "1": "b", "2": "d", "length": "3", "bound": "3"} == record_of(hook)
+    assert {"0": "c", "1": "b", "2": "d", "length": "3", "bound": "3", "longest": "60000"} == record_of(hook)
 
 
 def test_a_length_raised_again_opens_the_slots_past_the_old_one(hook):
@@ -270,19 +279,32 @@ def test_a_length_raised_again_opens_the_slots_past_the_old_one(hook):
 )
 @pytest.mark.parametrize("look", [{"slot": 0}, {"start": 0}, {"start": 0, "length": 1}])
 def test_a_lease_stretched_past_the_longest_is_cut_down_to_it(hook, stretch, look):
-    """No ACL bounds a time to live, and a slot held for ever were lost."""
-    hook.acquire("a", 2, slot=0)
+    """No ACL bounds a time to live, a clock may be set back, and a slot held for ever were lost."""
+    hook.acquire("a", 2, slot=0, life_ms=20_000, lease_ms=40_000)
     stretch(hook.admin)
-    hook.acquire("b", **{"length": 2, **look})
+    hook.acquire("b", life_ms=30_000, lease_ms=10_000, **{"length": 2, **look})
 
-    assert DAY_MS - 60_000 < hook.admin.pttl("lease:a") <= DAY_MS
+    assert 30_000 < hook.admin.pttl("lease:a") <= 40_000
 
 
-def test_a_lease_of_up_to_the_longest_is_left_alone(hook):
-    hook.acquire("a", 1, life_ms=DAY_MS - 60_000)
-    hook.acquire("b", 1)
+@pytest.mark.parametrize("longest", [{"life_ms": DAY_MS}, {"lease_ms": DAY_MS}])
+def test_a_lease_may_last_as_long_as_the_longest_that_was_ever_asked_for(hook, longest):
+    hook.acquire("long", 2, slot=1, **longest)
+    hook.acquire("a", 2, slot=0)
+    hook.ask(Renew("a", DAY_MS - LIFE_MS))
+    hook.acquire("b", 2)
 
-    assert hook.admin.pttl("lease:a") <= DAY_MS - 60_000
+    assert DAY_MS - 2 * LIFE_MS < hook.admin.pttl("lease:a") <= DAY_MS - LIFE_MS
+
+
+@pytest.mark.parametrize("start", [0, 150, 299])
+def test_a_refusal_by_up_to_336_slots_cuts_down_every_stretched_lease(hook, start):
+    hook.fill(range(336))
+    for slot in (0, 1, 100, 335):
+        hook.admin.pexpire(f"lease:s{slot}", DAY_MS)
+    assert 336 == hook.acquire("a", 336, start=start).held
+
+    assert all(hook.admin.pttl(f"lease:s{slot}") <= LIFE_MS for slot in range(336))
 
 
 # read ---------------------------------------------------------------------------------------------------
@@ -309,7 +331,16 @@ def test_a_record_without_live_leases_is_read_as_one(hook):
     hook.acquire("a", 4)
     hook.ask(Release("a"))
 
-    assert Record(4, {}) == hook.ask(Read(SEMAPHORE))
+    assert Record(4, LIFE_MS, {}) == hook.ask(Read(SEMAPHORE))
+
+
+def test_a_stretched_lease_is_read_as_the_longest(hook):
+    hook.acquire("a", 1)
+    hook.admin.pexpire("lease:a", DAY_MS)
+    hook.admin.pexpire("reservation:a", DAY_MS)
+
+    lease = hook.ask(Read(SEMAPHORE)).leases[0]
+    assert (LIFE_MS, LIFE_MS) == (lease.left_ms, lease.unclaimed_ms)
 
 
 # restore ------------------------------------------------------------------------------------------------
@@ -317,9 +348,9 @@ def test_a_record_without_live_leases_is_read_as_one(hook):
 
 def test_a_restore_writes_a_record_where_there_is_none(hook):
     leases = {0: Lease("a", 30_000, 20_000, "A"), 4: Lease("b", 40_000, -2, "B")}
-    assert 2 == hook.ask(Restore(SEMAPHORE, False, Record(3, leases)))
+    assert 2 == hook.ask(Restore(SEMAPHORE, False, Record(3, 90_000, leases)))
 
-    assert {"0": "a", "4": "b", "length": "3", "bound": "5"} == record_of(hook)
+    assert {"0": "a", "4": "b", "length": "3", "bound": "5", "longest": "90000"} == record_of(hook)
     assert ["A", "B", "", None] == hook.admin.mget("lease:a", "lease:b", "reservation:a", "reservation:b")
     assert 25_000 < hook.admin.pttl("lease:a") <= 30_000
     assert 15_000 < hook.admin.pttl("reservation:a") <= 20_000
@@ -328,7 +359,7 @@ def test_a_restore_writes_a_record_where_there_is_none(hook):
 
 
 def test_a_restore_of_a_record_without_leases_lets_the_node_vote_again(hook):
-    assert 0 == hook.ask(Restore(SEMAPHORE, False, Record(3, {})))
+    assert 0 == hook.ask(Restore(SEMAPHORE, False, Record(3, 90_000, {})))
     assert Granted(0) == hook.acquire("a", found=False)
 
 
@@ -338,7 +369,7 @@ def test_a_restore_writes_nothing_if_the_record_came_or_went_meanwhile(hook, rec
         hook.acquire("a", 5, slot=1)
     before = hook.admin.dbsize(), hook.admin.hgetall(RECORD)
 
-    assert -1 == hook.ask(Restore(SEMAPHORE, recorded, Record(3, {0: Lease("b", 30_000, 30_000, "B")})))
+    assert -1 == hook.ask(Restore(SEMAPHORE, recorded, Record(3, 90_000, {0: Lease("b", 30_000, 30_000, "B")})))
     assert before == (hook.admin.dbsize(), hook.admin.hgetall(RECORD))
 
 
@@ -352,14 +383,14 @@ def test_a_restore_leaves_held_slots_and_held_tokens_alone(hook):
         2: Lease("c", 40_000, -2, "C"),
     }
 
-    assert 1 == hook.ask(Restore(SEMAPHORE, True, Record(5, leases)))
-    assert {"0": "a", "2": "c", "length": "5", "bound": "3"} == record_of(hook)
+    assert 1 == hook.ask(Restore(SEMAPHORE, True, Record(5, 90_000, leases)))
+    assert {"0": "a", "2": "c", "length": "5", "bound": "3", "longest": "90000"} == record_of(hook)
     assert hook.admin.pttl("lease:a") <= 30_000
     assert not hook.admin.exists("lease:x")
 
 
 def test_a_restored_lease_past_the_length_is_counted(hook):
-    hook.ask(Restore(SEMAPHORE, False, Record(2, {4: Lease("a", 30_000, -2, "A")})))
+    hook.ask(Restore(SEMAPHORE, False, Record(2, 90_000, {4: Lease("a", 30_000, -2, "A")})))
 
     assert Granted(0) == hook.acquire("b", 2)
     assert 2 == hook.acquire("c", 2).held
@@ -409,7 +440,7 @@ def everything(node: RedisNode) -> None:
         hook.fill(range(40))
         assert 40 == hook.acquire("d", 40).held
         assert 40 == len(hook.ask(Read(SEMAPHORE)).leases)
-        restored = Record(50, {49: Lease("r", 30_000, 20_000, "R")})
+        restored = Record(50, 90_000, {49: Lease("r", 30_000, 20_000, "R")})
         assert 1 == hook.ask(Restore(SEMAPHORE, True, restored))
     finally:
         hook.close()

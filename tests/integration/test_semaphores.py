@@ -2,13 +2,11 @@
 
 import itertools
 import multiprocessing
-import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from random import Random
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from sidecar.protocol import Address, Renewal, majority
 from tests.harness.nodes import HOOK_USER, RedisNode, redis_nodes
+from tests.harness.proxy import Fault, Proxy, proxy
 from tests.harness.semaphores import (
     RECORD,
     SEMAPHORE,
@@ -101,7 +100,10 @@ def await_vote(semaphores: Any, node: RedisNode, length: int = 1000) -> None:
 
     def votes() -> bool:
         granted = acquire(semaphores, next(names), length)
-        return isinstance(granted, Grant) and granted.token in all_leases_on(node)
+        voted = isinstance(granted, Grant) and granted.token in all_leases_on(node)
+        if isinstance(granted, Grant) and not voted:
+            semaphores.release(granted.token, soon())
+        return voted
 
     wait_for(votes, f"{node.address} to vote")
 
@@ -470,7 +472,7 @@ def test_a_node_that_was_away_is_told_what_it_missed_by_the_next_admission_to_an
     nodes[away].start()
 
     def ask_for_another() -> bool:
-        other = Claim("batch/other", 1000, 60_000, "{}")
+        other = Claim("batch/other", 1000, 60_000, 60_000, "{}")
         semaphores.acquire(other, tokens_of(f"other.{time.monotonic()}"), soon())
         return bool(leases_on(nodes[away]).get(missed.slot) == missed.token)
 
@@ -724,84 +726,40 @@ def test_one_node_with_another_password_is_passed_over(nodes):
 # Connections that are odd -------------------------------------------------------------------------------
 
 
-class Proxy:
-    """Stands before a node; holds answers back, lets them drip, loses them or the requests with the connection."""
-
-    def __init__(self, node: RedisNode) -> None:
-        self._target = node.address
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
-        self.passes = threading.Event()  # cleared: answers are held back
-        self.passes.set()
-        self.drips = False
-        self.loses = False
-        self.swallows = False
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while not self._ends.is_set():
-            if select.select([self._listener], [], [], 0.05)[0]:
-                peer, _ = self._listener.accept()
-                self._threads.append(threading.Thread(target=self._serve, args=(peer,)))
-                self._threads[-1].start()
-
-    def _serve(self, peer: socket.socket) -> None:
-        with peer, closing(socket.create_connection(self._target)) as node:
-            held = b""
-            while not self._ends.is_set():
-                readable = select.select([peer, node], [], [], 0.01)[0]
-                if peer in readable:
-                    if not (request := peer.recv(65536)) or self.swallows:
-                        return
-                    node.sendall(request)
-                if node in readable:
-                    if self.loses or not (reply := node.recv(65536)):
-                        return
-                    held += reply
-                if held and self.passes.is_set():
-                    sent = 1 if self.drips else len(held)
-                    peer.sendall(held[:sent])
-                    self._ends.wait(0.05 if self.drips else 0)
-                    held = held[sent:]
-
-    def close(self) -> None:
-        self._ends.set()
-        for thread in list(self._threads):
-            thread.join()
-        self._listener.close()
-
-
 @contextmanager
 def proxied(nodes: Sequence[RedisNode], numbers: Sequence[int], **more: Any) -> Iterator[Any]:
-    """Semaphores that reach some of the nodes through proxies: (semaphores, proxies)."""
+    """Semaphores that reach some of the nodes through proxies: (semaphores, ways)."""
     with ExitStack() as stack:
-        proxies = {number: stack.enter_context(closing(Proxy(nodes[number]))) for number in numbers}
-        mixed = [proxies.get(number, node) for number, node in enumerate(nodes)]
-        yield stack.enter_context(semaphores_on(mixed, **more)), list(proxies.values())
+        ways = {number: stack.enter_context(proxy(nodes[number].address)) for number in numbers}
+        mixed = [ways.get(number, node) for number, node in enumerate(nodes)]
+        yield stack.enter_context(semaphores_on(mixed, **more)), list(ways.values())
+
+
+def mend_all(ways: Sequence[Proxy]) -> None:
+    for way in ways:
+        way.fault = Fault.NONE
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_node_that_answers_byte_by_byte_is_passed_over(nodes, number, connected):
     """Every byte is an event, and none of them wins it more time."""
-    with proxied(nodes, [number], patience_seconds=0.2) as (semaphores, [proxy]):
+    with proxied(nodes, [number], patience_seconds=0.2) as (semaphores, [way]):
         if connected:
             acquire(semaphores, "before", 10)
-        proxy.drips = True
+        way.fault = Fault.DRIP
         for name in "abc":
             assert isinstance(acquire(semaphores, name, 10, budget_seconds=1.0), Grant)
-        proxy.drips = False
+        way.fault = Fault.NONE
 
         await_vote(semaphores, nodes[number])
 
 
 def test_two_nodes_that_answer_byte_by_byte_are_unavailable_in_time(nodes):
-    with proxied(nodes, [1, 2], patience_seconds=0.2) as (semaphores, proxies):
+    with proxied(nodes, [1, 2], patience_seconds=0.2) as (semaphores, ways):
         acquire(semaphores, "before", 10)
-        for proxy in proxies:
-            proxy.drips = True
+        for way in ways:
+            way.fault = Fault.DRIP
         began = time.monotonic()
         outcome = acquire(semaphores, "a", 10, budget_seconds=0.5)
 
@@ -811,13 +769,13 @@ def test_two_nodes_that_answer_byte_by_byte_are_unavailable_in_time(nodes):
 
 def test_a_late_answer_is_not_taken_for_the_answer_to_a_later_command(nodes):
     """The answers to a renewal that was kept arrive first when another, of a lease that is lost, waits for its own."""
-    with proxied(nodes, [1, 2], patience_seconds=5.0) as (semaphores, proxies):
+    with proxied(nodes, [1, 2], patience_seconds=5.0) as (semaphores, ways):
         grant = acquire(semaphores, "a", 3)
         settle(nodes)
-        for proxy in proxies:
-            proxy.passes.clear()
+        for way in ways:
+            way.fault = Fault.HOLD
         assert Renewal.UNKNOWN is semaphores.renew(grant.token, LIFE_MS, time.monotonic() + 0.1)
-        late = threading.Timer(0.2, lambda: [proxy.passes.set() for proxy in proxies])
+        late = threading.Timer(0.2, mend_all, [ways])
         late.start()
 
         assert Renewal.LOST is semaphores.renew("stranger", LIFE_MS, time.monotonic() + 4)
@@ -827,12 +785,12 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_a_later_command(nodes):
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_node_whose_answer_is_lost_holds_no_slot_that_nobody_was_granted(nodes, number):
-    with proxied(nodes, [number]) as (semaphores, [proxy]):
+    with proxied(nodes, [number]) as (semaphores, [way]):
         acquire(semaphores, "before", 2)
         semaphores.release("before.0", soon())
-        proxy.loses = True
+        way.fault = Fault.LOSE_ANSWERS
         grant = acquire(semaphores, "a", 2)
-        proxy.loses = False
+        way.fault = Fault.NONE
         assert isinstance(grant, Grant)
 
         def agrees() -> bool:
@@ -844,12 +802,12 @@ def test_a_node_whose_answer_is_lost_holds_no_slot_that_nobody_was_granted(nodes
 
 
 def test_a_release_that_was_lost_with_its_connection_is_sent_again(nodes):
-    with proxied(nodes, [2]) as (semaphores, [proxy]):
+    with proxied(nodes, [2]) as (semaphores, [way]):
         grant = acquire(semaphores, "a", 3)
         settle(nodes)
-        proxy.swallows = True
+        way.fault = Fault.LOSE_REQUESTS
         assert semaphores.release(grant.token, soon())
-        proxy.swallows = False
+        way.fault = Fault.NONE
         assert {grant.token} == all_leases_on(nodes[2])
 
         def is_sent() -> bool:

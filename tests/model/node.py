@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed
-from app.semaphore.model import Answer, Full, Granted, Lease, Record, Taken, Unknown
-from sidecar.protocol import LONGEST_LEASE_MS
+from app.semaphore.model import Answer, Claim, Full, Granted, Lease, Record, Taken, Unknown
 
 SHOWN = 20
 
 
 @dataclass
-class _Kept:
+class Kept:
     """A record: which token was last given a slot."""
 
     length: int = 0
     bound: int = 0
+    longest_ms: int = 0
     slots: dict[int, str] = field(default_factory=dict)
 
 
@@ -27,7 +27,7 @@ class Node:
     """What one node remembers; `now_ms` is its clock, which callers set."""
 
     now_ms: int = 0
-    records: dict[str, _Kept] = field(default_factory=dict)
+    records: dict[str, Kept] = field(default_factory=dict)
     leases: dict[str, tuple[int, str]] = field(default_factory=dict)  # token -> end, holder
     reservations: dict[str, int] = field(default_factory=dict)  # token -> end
 
@@ -44,6 +44,9 @@ class Node:
         end, _ = self.leases.get(token, (0, ""))
         return max(0, end - self.now_ms)
 
+    def live_tokens(self) -> set[str]:
+        return {token for token in self.leases if self.left_ms(token)}
+
     @singledispatchmethod
     def _do(self, command: Command) -> Answer:
         raise NotImplementedError(command)
@@ -53,20 +56,20 @@ class Node:
         claim, token = command.claim, command.token
         if claim.semaphore not in self.records and not command.found:
             return Unknown()
-        record = self.records.get(claim.semaphore, _Kept())
-        if self.left_ms(token):
-            for slot, known in record.slots.items():
-                if known == token:
-                    return Granted(slot)
-        held = self._held_beyond(record, claim.length)
+        record = self.records.get(claim.semaphore, Kept())
+        before = self._slot_held(record, token)
+        if before is not None:
+            return Granted(before)
+        held = self._held_beyond(record, claim)
         if held is not None and held >= claim.length:
             return self._full(record, claim.length, held) if command.slot is None else Taken()
         if command.slot is not None:
-            return Taken() if self._is_held(record, command.slot) else self._grant(record, command, command.slot)
+            held_by_other = self._is_held(record, command.slot, claim.longest_ms)
+            return Taken() if held_by_other else self._grant(record, command, command.slot)
         order = [(command.start + at) % claim.length for at in range(claim.length)]
-        free = (slot for slot in order if slot not in command.avoid and not self._is_held(record, slot))
-        for slot in free:
-            return self._grant(record, command, slot)
+        for slot in order:
+            if slot not in command.avoid and not self._is_held(record, slot, claim.longest_ms):
+                return self._grant(record, command, slot)
         return self._full(record, claim.length, claim.length)
 
     @_do.register
@@ -86,7 +89,7 @@ class Node:
 
     @_do.register
     def _unclaimed(self, command: Unclaimed) -> Answer:
-        record = self.records.get(command.semaphore, _Kept())
+        record = self.records.get(command.semaphore, Kept())
         if record.slots.get(command.slot) != command.token or not self.left_ms(command.token):
             return -2
         return self._unclaimed_ms(command.token)
@@ -97,17 +100,22 @@ class Node:
         if record is None:
             return Unknown()
         leases = {
-            slot: Lease(token, self.left_ms(token), self._unclaimed_ms(token), self.leases[token][1])
+            slot: Lease(
+                token,
+                min(self.left_ms(token), record.longest_ms),
+                min(self._unclaimed_ms(token), record.longest_ms),
+                self.leases[token][1],
+            )
             for slot, token in record.slots.items()
             if self.left_ms(token)
         }
-        return Record(record.length, leases)
+        return Record(record.length, record.longest_ms, leases)
 
     @_do.register
     def _restore(self, command: Restore) -> Answer:
         if (command.semaphore in self.records) != command.recorded:
             return -1
-        record = self.records.setdefault(command.semaphore, _Kept())
+        record = self.records.setdefault(command.semaphore, Kept())
         written = 0
         for slot, lease in command.record.leases.items():
             held = slot in record.slots and self.left_ms(record.slots[slot])
@@ -119,36 +127,46 @@ class Node:
                     self.reservations[lease.token] = self.now_ms + lease.unclaimed_ms
                 written += 1
         record.length = command.record.length
+        record.longest_ms = max(record.longest_ms, command.record.longest_ms)
         return written
 
-    def _grant(self, record: _Kept, command: Acquire, slot: int) -> Granted:
+    def _grant(self, record: Kept, command: Acquire, slot: int) -> Granted:
         self.records[command.claim.semaphore] = record
         end = self.now_ms + command.claim.reservation_ms
         record.slots[slot] = command.token
         record.length, record.bound = command.claim.length, max(record.bound, slot + 1)
+        record.longest_ms = max(record.longest_ms, command.claim.longest_ms)
         self.leases[command.token] = (end, command.claim.holder)
         self.reservations[command.token] = end
         return Granted(slot)
 
-    def _is_held(self, record: _Kept, slot: int) -> bool:
+    def _slot_held(self, record: Kept, token: str) -> int | None:
+        slots = (slot for slot, known in record.slots.items() if known == token)
+        return next(slots, None) if self.left_ms(token) else None
+
+    def _is_held(self, record: Kept, slot: int, longest_ms: int) -> bool:
         token = record.slots.get(slot)
         if token is None or not self.left_ms(token):
             return False
         end, holder = self.leases[token]
-        self.leases[token] = (min(end, self.now_ms + LONGEST_LEASE_MS), holder)
+        latest = self.now_ms + max(record.longest_ms, longest_ms)
+        if end > latest:
+            self.leases[token] = (latest, holder)
+            self.reservations[token] = min(self.reservations.get(token, 0), latest)
         return True
 
-    def _held_beyond(self, record: _Kept, length: int) -> int | None:
+    def _held_beyond(self, record: Kept, claim: Claim) -> int | None:
+        length = claim.length
         if record.bound <= length:
             return None
-        live = [slot for slot in record.slots if self._is_held(record, slot)]
+        live = [slot for slot in record.slots if self._is_held(record, slot, claim.longest_ms)]
         record.slots = {slot: token for slot, token in record.slots.items() if slot < length or slot in live}
         if any(slot >= length for slot in live):
             return len(live)
         record.bound = length
         return None
 
-    def _full(self, record: _Kept, length: int, held: int) -> Full:
+    def _full(self, record: Kept, length: int, held: int) -> Full:
         shown = [record.slots[slot] for slot in range(min(length, SHOWN)) if slot in record.slots]
         return Full(held, tuple(self.leases[token][1] for token in shown if self.left_ms(token)))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
 from app.semaphore.model import Answer, Claim, Lease, Record
-from sidecar.protocol import LONGEST_LEASE_MS, Keys
+from sidecar.protocol import Keys
 from tests.harness.nodes import RedisNode
 from tests.model.node import Node
 
@@ -20,13 +20,19 @@ SEMAPHORES = st.sampled_from(["a/a", "a/a", "a/a", "a/b"])
 TOKENS = st.sampled_from([letter * 32 for letter in "012345"])
 SLOTS = st.integers(0, 3)
 # Also one that no lease may have, as a tenant may ask for.
-LIVES_MS = st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS, LONGEST_LEASE_MS + 60 * MINUTE_MS])
+LIVES_MS = st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS, 24 * 60 * MINUTE_MS])
 CLAIMS = st.builds(
-    Claim, SEMAPHORES, st.integers(1, 4), st.sampled_from([5 * MINUTE_MS, 10 * MINUTE_MS]), st.sampled_from("xyz")
+    Claim,
+    SEMAPHORES,
+    st.integers(1, 4),
+    st.sampled_from([5 * MINUTE_MS, 10 * MINUTE_MS]),
+    st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS]),
+    st.sampled_from("xyz"),
 )
 RECORDS = st.builds(
     Record,
     st.integers(1, 4),
+    st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS]),
     st.dictionaries(SLOTS, st.builds(Lease, TOKENS, LIVES_MS, st.sampled_from([0, 5 * MINUTE_MS]), st.just("r"))),
 )
 ANY_SLOT = st.builds(Acquire, CLAIMS, TOKENS, start=SLOTS, avoid=st.frozensets(SLOTS, max_size=2), found=st.just(True))

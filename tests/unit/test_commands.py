@@ -4,10 +4,10 @@ import pytest
 
 from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
 from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
-from sidecar.protocol import LONGEST_LEASE_MS, Keys
+from sidecar.protocol import Keys
 
 SHA = {name: f"sha-of-{name}" for name in ("acquire", "read", "restore", "unclaimed")}
-CLAIM = Claim("batch/reports-db", 3, 60_000, '{"owner":"Job/a"}')
+CLAIM = Claim("batch/reports-db", 3, 60_000, 90_000, '{"owner":"Job/a"}')
 
 
 def test_the_scripts_are_found_by_their_names():
@@ -23,7 +23,7 @@ def test_every_key_carries_the_variant(variant):
         Release("t"),
         Unclaimed(CLAIM.semaphore, 0, "t"),
         Read(CLAIM.semaphore),
-        Restore(CLAIM.semaphore, True, Record(3, {})),
+        Restore(CLAIM.semaphore, True, Record(3, 90_000, {})),
     ]
     for command in commands:
         words = [word for word in command.words(Keys(variant), SHA) if isinstance(word, str)]
@@ -36,13 +36,13 @@ def test_any_slot_is_asked_for_with_a_start_and_those_to_pass_by():
     words = Acquire(CLAIM, "t", start=2, avoid=frozenset({2, 0})).words(Keys(), SHA)
 
     assert ("EVALSHA", "sha-of-acquire", 3, "slots:batch/reports-db", "lease:t", "reservation:t") == words[:6]
-    assert ("t", 3, 60_000, '{"owner":"Job/a"}', LONGEST_LEASE_MS, 0, -1, 2, 0, 2) == words[6:]
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 0, -1, 2, 0, 2) == words[6:]
 
 
 def test_slot_0_is_asked_for_exactly_and_not_taken_for_none():
     words = Acquire(CLAIM, "t", slot=0, found=True).words(Keys(), SHA)
 
-    assert ("t", 3, 60_000, '{"owner":"Job/a"}', LONGEST_LEASE_MS, 1, 0, 0) == words[6:]
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 1, 0, 0) == words[6:]
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_replies_to_a_renewal_and_a_release(command, reply, expected):
 
 def test_a_record_without_a_live_lease_is_not_the_same_as_none():
     assert Unknown() == Read("batch/reports-db").answer(None)
-    assert Record(3, {}) == Read("batch/reports-db").answer([3])
+    assert Record(3, 90_000, {}) == Read("batch/reports-db").answer([3, 90_000])
 
 
 def test_what_is_read_is_what_is_restored():
     """The reply to a read has the form of the arguments of a restore."""
-    reply = [3, 0, b"a", 5000, 4000, b"{}", 2, b"b", 70, -2, b'{"owner":"Job/b"}']
+    reply = [3, 90_000, 0, b"a", 5000, 4000, b"{}", 2, b"b", 70, -2, b'{"owner":"Job/b"}']
     record = Read("batch/reports-db").answer(reply)
 
-    assert Record(3, {0: Lease("a", 5000, 4000, "{}"), 2: Lease("b", 70, -2, '{"owner":"Job/b"}')}) == record
+    assert Record(3, 90_000, {0: Lease("a", 5000, 4000, "{}"), 2: Lease("b", 70, -2, '{"owner":"Job/b"}')}) == record
     words = Restore("batch/reports-db", False, record).words(Keys(), SHA)
     assert ("slots:batch/reports-db", "lease:", "reservation:", 0) == words[3:7]
-    assert (3, 0, "a", 5000, 4000, "{}", 2, "b", 70, -2, '{"owner":"Job/b"}') == words[7:]
+    assert (3, 90_000, 0, "a", 5000, 4000, "{}", 2, "b", 70, -2, '{"owner":"Job/b"}') == words[7:]

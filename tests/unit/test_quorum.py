@@ -75,7 +75,7 @@ class Admission(Play):
     """An admission with the tokens t0, t1, … for its tries."""
 
     def __init__(self, nodes: int = 3, length: int = 1) -> None:
-        self.claim = Claim("batch/reports-db", length, 60_000, "{}")
+        self.claim = Claim("batch/reports-db", length, 60_000, 60_000, "{}")
         self.starts = Random(0)  # the numbers that the admission draws
         tokens = (f"t{attempt}" for attempt in itertools.count())
         super().__init__(quorum.acquire(self.claim, nodes, tokens, Random(0), lambda: 0.0), nodes)
@@ -100,9 +100,9 @@ def lease(holder: str, left_ms: int = 30_000, unclaimed_ms: int = -2) -> Lease:
     return Lease(holder, left_ms, unclaimed_ms, "{}")
 
 
-def record(holders: Mapping[int, str] = MappingProxyType({}), length: int = 3) -> Record:
+def record(holders: Mapping[int, str] = MappingProxyType({}), length: int = 3, longest_ms: int = 60_000) -> Record:
     """A record in which these tokens hold these slots."""
-    return Record(length, {slot: lease(holder) for slot, holder in holders.items()})
+    return Record(length, longest_ms, {slot: lease(holder) for slot, holder in holders.items()})
 
 
 # An admission -------------------------------------------------------------------------------------------
@@ -407,17 +407,17 @@ def repaired(answers: Mapping[int, Answer], instants: Iterable[float] = (0.0, 0.
 def test_a_repair_writes_the_union_to_a_node_without_a_record():
     """Also what only one node has: it may be all that is left of a majority."""
     answers: dict[int, Answer] = {
-        0: record({0: "a", 1: "b"}, length=3),
+        0: record({0: "a", 1: "b"}, length=3, longest_ms=90_000),
         1: Unknown(),
         2: record({0: "a", 4: "c"}, length=5),
     }
 
-    union = record({0: "a", 1: "b", 4: "c"}, length=5)
+    union = record({0: "a", 1: "b", 4: "c"}, length=5, longest_ms=90_000)
     assert {1: Restore("batch/reports-db", False, union)} == repaired(answers)
 
 
 def test_a_repair_takes_the_longest_of_what_is_left_of_a_lease():
-    shorter, longer = Record(1, {0: lease("a", 5000)}), Record(1, {0: lease("a", 9000)})
+    shorter, longer = Record(1, 60_000, {0: lease("a", 5000)}), Record(1, 60_000, {0: lease("a", 9000)})
 
     written = repaired({0: shorter, 1: Unknown(), 2: longer})
     assert {1: Restore("batch/reports-db", False, longer)} == written
@@ -480,7 +480,7 @@ def test_a_repair_needs_a_majority_of_records_or_the_answers_of_all(answers, is_
 
 def test_a_restored_lease_does_not_outlive_the_one_it_was_read_from():
     """Whatever time the reading took is taken off, and what ended meanwhile is left out."""
-    known = Record(3, {0: lease("a", 5000, 4000), 1: lease("b", 1500, -2), 2: lease("c", 1400, 1400)})
+    known = Record(3, 60_000, {0: lease("a", 5000, 4000), 1: lease("b", 1500, -2), 2: lease("c", 1400, 1400)})
     written = repaired({0: known, 1: known, 2: Unknown()}, instants=(10.0, 11.45))
 
     assert {0: lease("a", 3550, 2550), 1: lease("b", 50, -1452)} == dict(written[2].record.leases)

@@ -1,10 +1,10 @@
 -- acquire.lua: take a slot of a semaphore for a token, any free one or exactly one.
 --
--- KEYS[1] slots:<semaphore>       the record: slot -> token, `length`, `touched`, `bound`
+-- KEYS[1] slots:<semaphore>       the record: slot -> token, `length`, `touched`, `bound`, `longest`
 -- KEYS[2] lease:<token>           KEYS[3] reservation:<token>
 -- ARGV[1] token                   ARGV[2] length, 1 or more
 -- ARGV[3] life of the lease, ms   ARGV[4] holder, JSON
--- ARGV[5] the longest lease, ms   ARGV[6] 1: found the semaphore if there is no record
+-- ARGV[5] its longest life, ms    ARGV[6] 1: found the semaphore if there is no record
 -- ARGV[7] the slot, or -1: any    ARGV[8] any: where to begin to look
 -- ARGV[9...] any: slots to pass by
 --
@@ -14,28 +14,33 @@
 --       | {'FULL', held, holder, ...}  none is free; the holders of the first 20 slots
 --
 -- `bound` is one more than the highest slot ever written: leases at or past the length are looked for only
--- when there may be any. An entry whose lease is dead counts as free and is overwritten.
+-- when there may be any. An entry whose lease is dead counts as free and is overwritten. `longest` is the longest
+-- life that any claim to this semaphore has named: no lease can rightly have more left.
 
 local record, lease, reservation = KEYS[1], KEYS[2], KEYS[3]
 local token, length, holder = ARGV[1], tonumber(ARGV[2]), ARGV[4]
-local longest, exact, start = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local leases = string.sub(lease, 1, -#token - 1)
+local exact, start = tonumber(ARGV[7]), tonumber(ARGV[8])
+local leases, reservations = string.sub(lease, 1, -#token - 1), string.sub(reservation, 1, -#token - 1)
 
 -- Lua 5.1 unpacks some thousands of values at most, and a command of a thousand keys is long enough.
 local FIRST_BATCH, LARGEST_BATCH, SHOWN = 16, 1024, 20
+-- The first three batches. So many leases are looked at one by one, whatever lies behind them in one go.
+local CLOSELY = 336
 
 if redis.call('EXISTS', record) == 0 and ARGV[6] ~= '1' then
   return {'UNKNOWN'}
 end
 
-local bound = tonumber(redis.call('HGET', record, 'bound') or 0)
+local known = redis.call('HMGET', record, 'bound', 'longest')
+local bound, longest = tonumber(known[1] or 0), math.max(tonumber(known[2] or 0), tonumber(ARGV[5]))
 
--- Whether the lease of another token lives here. No ACL can bound a time to live: one that somebody stretched
--- past the longest lease is cut down to it.
+-- Whether the lease of another token lives here. One that has more left than any ever had is cut down: somebody
+-- stretched it, which no ACL can forbid, or this node's clock was set back. It would keep its slot for too long.
 local function live(other)
   local left = redis.call('PTTL', leases .. other)
   if left == -1 or left > longest then
     redis.call('PEXPIRE', leases .. other, longest)
+    redis.call('PEXPIRE', reservations .. other, longest, 'LT')
   end
   return left ~= -2
 end
@@ -44,7 +49,7 @@ local function grant(slot)
   redis.call('SET', lease, holder, 'PX', ARGV[3])
   redis.call('SET', reservation, '', 'PX', ARGV[3])
   redis.call('HSET', record, slot, token, 'length', length, 'touched', redis.call('TIME')[1],
-    'bound', math.max(bound, slot + 1))
+    'bound', math.max(bound, slot + 1), 'longest', longest)
   return {'GRANTED', slot}
 end
 
@@ -84,7 +89,7 @@ local function first_free_of(slots, tokens)
   end
 end
 
--- Most often the first few decide. A long full stretch is passed with one EXISTS a batch.
+-- Most often the first few decide. A long full stretch is passed by with one EXISTS a batch.
 local function all_live(tokens)
   local keys = {}
   for i, other in ipairs(tokens) do
@@ -100,7 +105,7 @@ local function first_free()
     local slots = {}
     for i = 1, math.min(batch, length - at) do slots[i] = (start + at + i - 1) % length end
     local tokens = redis.call('HMGET', record, unpack(slots))
-    if at == 0 or not all_live(tokens) then
+    if at < CLOSELY or not all_live(tokens) then
       local slot = first_free_of(slots, tokens)
       if slot then return slot end
     end

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] slots:<semaphore>   ARGV[1] prefix of leases   ARGV[2] prefix of reservations
 -- ARGV[3] 1: this node is known to have a record, 0: to have none
--- ARGV[4] length
--- ARGV[5...] slot, token, life of the lease in ms, of the reservation (below 1: claimed), holder, slot, ...
+-- ARGV[4] length   ARGV[5] longest
+-- ARGV[6...] slot, token, life of the lease in ms, of the reservation (below 1: claimed), holder, slot, ...
 --
 -- returns how many leases were written; -1, and nothing is written, if the record came or went meanwhile.
 -- A slot that is held here, and a token that has a lease here, are left alone.
@@ -14,8 +14,9 @@ local function live(token)
   return token and redis.call('EXISTS', ARGV[1] .. token) == 1
 end
 
-local bound, written = tonumber(redis.call('HGET', KEYS[1], 'bound') or 0), 0
-for i = 5, #ARGV, 5 do
+local known, written = redis.call('HMGET', KEYS[1], 'bound', 'longest'), 0
+local bound, longest = tonumber(known[1] or 0), math.max(tonumber(known[2] or 0), tonumber(ARGV[5]))
+for i = 6, #ARGV, 5 do
   local slot, token, left, unclaimed, holder = unpack(ARGV, i, i + 4)
   if not live(redis.call('HGET', KEYS[1], slot)) and not live(token) then
     redis.call('HSET', KEYS[1], slot, token)
@@ -27,5 +28,5 @@ for i = 5, #ARGV, 5 do
     written = written + 1
   end
 end
-redis.call('HSET', KEYS[1], 'length', ARGV[4], 'bound', bound, 'touched', redis.call('TIME')[1])
+redis.call('HSET', KEYS[1], 'length', ARGV[4], 'bound', bound, 'longest', longest, 'touched', redis.call('TIME')[1])
 return written
