@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo run test model lint format clean
+.PHONY: help demo run test model soak bench lint format clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ test: $(VENV)/installed ## all tests
 
 model: $(VENV)/installed ## the protocol's model, through ten thousand histories
 	MODEL_EXAMPLES=10000 $(RUN) -m pytest tests/model
+
+soak: $(VENV)/installed ## the whole system under a seeded nemesis: make soak SECONDS=300 SEED=7
+	$(RUN) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+bench: $(VENV)/installed ## what an admission takes while nodes are paused or down
+	$(RUN) -m tests.bench.faults
 
 lint: $(VENV)/installed ## ruff, mypy and the import rules
 	$(VENV)/bin/ruff check .

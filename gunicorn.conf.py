@@ -21,6 +21,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
 
 from app.logs import CONFIG  # noqa: E402
+from app.metrics import give_back_room  # noqa: E402
 from app.server import CertificateError, tls_context  # noqa: E402
 from app.settings import Settings, SettingsError  # noqa: E402
 
@@ -85,5 +86,6 @@ def when_ready(server):
 
 
 def child_exit(server, worker):
-    """Gauges of a process that is gone must not live on."""
+    """Gauges of a process that is gone must not live on, nor what its files have room for."""
     GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+    give_back_room(_metrics_dir, worker.pid)

@@ -45,12 +45,11 @@ class Command(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """Take a slot for the token: any free one from `start` on but those in `avoid`, or exactly `slot`."""
+    """Take a slot for the token: any free one from `start` on, or exactly `slot`."""
 
     claim: Claim
     token: str
     start: int = 0
-    avoid: frozenset[int] = frozenset()
     slot: int | None = None
     found: bool = False  # make a record where there is none, instead of answering Unknown
 
@@ -60,7 +59,7 @@ class Acquire:
             *("EVALSHA", sha["acquire"], 3),
             *(keys.record(claim.semaphore), keys.lease(token), keys.reservation(token)),
             *(token, claim.length, claim.reservation_ms, claim.holder, claim.longest_ms, int(self.found)),
-            *(-1 if self.slot is None else self.slot, self.start, *sorted(self.avoid)),
+            *(-1 if self.slot is None else self.slot, self.start),
         )
 
     def answer(self, reply: Any) -> Answer:

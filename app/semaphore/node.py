@@ -1,8 +1,8 @@
 """One Redis node: its connection, what it still owes an answer to, and whether it is worth waiting for.
 
 Knows nothing of majorities. Nobody waits for a node twice: one that failed, or has not answered within its
-`patience`, is passed over until it is found to be well again, and that is found out beside the admissions: a
-connection is tried in a thread, an overdue answer is looked for when somebody comes by.
+`patience`, is passed over until it is found to be well again, and that is found out beside the admissions: a thread
+tries to connect until it succeeds, an overdue answer is looked for when somebody comes by.
 """
 
 import logging
@@ -57,38 +57,37 @@ class Node:
         self._owed: deque[Release] = deque(maxlen=OWED_RELEASES)
         self._fault: str | None = None
         self._retry_at = 0.0
+        self.connections = 0  # made so far: with a new one it may have come back without its data
 
     @property
     def is_passed_over(self) -> bool:
         return self._fault is not None
 
     def prepare(self, *, at_once: bool = False) -> list[tuple[Command, Answer]]:
-        """See how things stand: take a finished attempt, drop a dead connection, start to connect anew.
+        """See how things stand: take a connection that was made, drop a dead one, start to connect anew.
 
         A failed node is left alone for a while, unless it is needed `at_once`. Gives answers that came late.
         """
         now = time.monotonic()
-        if self._attempt and not self._attempt.is_alive():
-            self._adopt(self._attempt)
+        self._adopt()
         late = self.receive()
         may_retry = at_once or now >= self._retry_at
-        if self._connection and self._pending:
-            self._mind_overdue(now - self._pending[0][1])
-        elif self._connection and may_retry:
+        if self._connection and not self._is_overdue(now) and may_retry:
             self._set_fault(None)
-            self._notice_close()
-        if not self._connection and not self._attempt and may_retry:
+            if not self._pending:
+                self._notice_close()
+        if not self._connection and not self._attempt:
             self._attempt = _Attempt(self._connect)
+        elif self._attempt and at_once:
+            self._attempt.try_at_once()
         return late
 
     def wait_until_connected(self, until: float, *, at_once: bool = False) -> None:
         """Wait for a connection that is being made; for one to a failed node only if it is needed `at_once`."""
         if self._attempt and (at_once or self._fault is None):
-            self._attempt.join(max(0.0, until - time.monotonic()))
-            if self._attempt.is_alive():
+            if not self._attempt.wait(until - time.monotonic()):
                 self._set_fault("it takes too long to connect")
-            else:
-                self._adopt(self._attempt)
+            self._adopt()
 
     def send(self, command: Command) -> Unheard | None:
         """Send a command whose answer is to be looked for, or say why there will be none.
@@ -125,6 +124,8 @@ class Node:
 
     def close(self) -> None:
         self._drop("closed")
+        if self._attempt:
+            self._attempt.end()
 
     def _receive(self) -> Iterator[tuple[Command, Answer]]:
         while self._pending and self._connection:
@@ -160,11 +161,14 @@ class Node:
         self._pending.append((command, time.monotonic()))
         return None
 
-    def _mind_overdue(self, age_seconds: float) -> None:
+    def _is_overdue(self, now: float) -> bool:
+        """Whether an answer is waited for in vain."""
+        age_seconds = now - self._pending[0][1] if self._pending else 0.0
         if age_seconds >= GIVE_UP_SECONDS:
             self._drop("no answer came")
         elif age_seconds >= self._patience_seconds:
             self._set_fault(f"no answer within {self._patience_seconds * 1000:.0f} ms")
+        return age_seconds >= self._patience_seconds
 
     def _notice_close(self) -> None:
         """Find out that an idle connection was closed before a request is lost on it."""
@@ -174,13 +178,15 @@ class Node:
         except redis.ConnectionError as error:
             self._drop(_cause(error))
 
-    def _adopt(self, attempt: "_Attempt") -> None:
-        self._attempt = None
-        self._connection = attempt.connection
-        if self._connection is None:
-            self._set_fault(attempt.error)
-            self._retry_at = time.monotonic() + PROBE_SECONDS
+    def _adopt(self) -> None:
+        """Take the connection that was made, if one was."""
+        if not self._attempt:
             return
+        if not self._attempt.connection:
+            self._set_fault(self._attempt.error or self._fault)
+            return
+        self._connection, self._attempt = self._attempt.connection, None
+        self.connections += 1
         self._set_fault(None)
         while self._owed and self._connection:
             self._transmit(self._connection, self._owed.popleft())
@@ -227,20 +233,42 @@ class Node:
 
 
 class _Attempt(threading.Thread):
-    """One try to connect, made beside the admissions."""
+    """Tries to connect, beside the admissions, again and again until it succeeds."""
 
     def __init__(self, connect: Callable[[], redis.Connection]) -> None:
         super().__init__(daemon=True, name="connect")
         self._connect = connect
+        self._tried, self._hurry, self._ends = threading.Event(), threading.Event(), False
         self.connection: redis.Connection | None = None
         self.error = ""
         self.start()
 
     def run(self) -> None:
-        try:
-            self.connection = self._connect()
-        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
-            self.error = _cause(error)
+        while not self._ends and not self.connection:
+            self._hurry.clear()
+            try:
+                self.connection = self._connect()
+            except (redis.RedisError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
+                self.error = _cause(error)
+            self._tried.set()
+            if not self.connection:
+                self._hurry.wait(PROBE_SECONDS)
+        if self._ends and self.connection:
+            self.connection.disconnect()
+
+    def try_at_once(self) -> None:
+        self._tried.clear()
+        if self.connection:  # made just now
+            self._tried.set()
+        self._hurry.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end of a try; whether there was one."""
+        return self._tried.wait(max(0.0, seconds))
+
+    def end(self) -> None:
+        self._ends = True
+        self._hurry.set()
 
 
 def _cause(error: Exception) -> str:

@@ -10,7 +10,7 @@ vote, as they do in plain Redlock (https://redis.io/docs/latest/develop/use/patt
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
@@ -40,8 +40,9 @@ Answers = Mapping[int, Answer]
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.2
 TRIES = 10
-# A slot that others said was taken is worth one more try, since a passing contender may have held it.
-TRIES_BEFORE_AVOIDING = 2
+# A slot that others said was taken is worth one more try, since a passing contender may have held it. After that
+# they know better than the sequencer: it cannot be told what they know, or they cannot.
+TRIES_BEFORE_DOUBTING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,24 @@ class _Try:
 
     outcome: Outcome | None
     answers: Answers
-    slot: int | None = None
 
     @property
     def lacks_records(self) -> bool:
         return any(isinstance(answer, Unknown) for answer in self.answers.values())
 
     @property
-    def is_slot_taken(self) -> bool:
-        return any(isinstance(answer, Taken) for answer in self.answers.values())
+    def doubters(self) -> set[int]:
+        """The nodes that said that the slot was taken."""
+        return {node for node, answer in self.answers.items() if isinstance(answer, Taken)}
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another try would be in vain. It would not if this one has just found out that a node is silent.
+
+        Others may have been passed over that are back: they are looked for where there is no majority without.
+        """
+        unheard = {answer.asked for answer in self.answers.values() if isinstance(answer, Unheard)}
+        return isinstance(self.outcome, Grant | Full) or (self.outcome is not None and unheard != {True, False})
 
 
 def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock: Callable[[], float]) -> Steps[Outcome]:
@@ -84,26 +94,26 @@ def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock:
 
     `clock` gives monotonic seconds. Whatever is not granted has been released, on the nodes unheard as well.
     """
-    avoid: set[int] = set()
+    order = list(range(nodes))
     for tried, token in zip(range(TRIES), tokens, strict=False):
-        passed_by = frozenset(avoid if tried >= TRIES_BEFORE_AVOIDING else ())
-        ended = yield from _try(claim, nodes, token, rng.randrange(claim.length), passed_by)
+        ended = yield from _try(Acquire(claim, token, rng.randrange(claim.length)), order, nodes)
         if not isinstance(ended.outcome, Grant | Full):
             yield from _send_release(token, nodes)
-        if ended.lacks_records or (ended.outcome is None and ended.is_slot_taken):
+        if ended.lacks_records or (ended.outcome is None and ended.doubters):
             yield from repair(claim.semaphore, nodes, clock)
-        if ended.outcome is not None:
+        if ended.outcome and ended.is_final:
             return ended.outcome
-        if ended.slot is not None and ended.is_slot_taken:
-            avoid.add(ended.slot)
+        if ended.doubters and tried + 1 >= TRIES_BEFORE_DOUBTING:
+            order = sorted(range(nodes), key=lambda node: node not in ended.doubters)
         yield Pause(rng.uniform(0, min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS)))
-    return Unavailable("the nodes do not agree on a slot", {})
+    if ended.lacks_records:  # and whoever could tell them is away
+        return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes know it", _reasons(ended.answers))
+    return ended.outcome or Unavailable("the nodes do not agree on a slot", {})
 
 
-def _try(claim: Claim, nodes: int, token: str, start: int, avoid: frozenset[int]) -> Steps[_Try]:
+def _try(any_slot: Acquire, order: Sequence[int], nodes: int) -> Steps[_Try]:
     """One try with one token: the sequencer picks, the others confirm."""
-    any_slot = Acquire(claim, token, start, avoid)
-    answers = yield from _ask_in_turn(any_slot, range(nodes), nodes)
+    answers = yield from _ask_in_turn(any_slot, order, nodes)
     found = _nobody_knows(answers, nodes)
     if found:
         heard = _heard(answers)
@@ -113,7 +123,7 @@ def _try(claim: Claim, nodes: int, token: str, start: int, avoid: frozenset[int]
         if isinstance(pick, Full):
             return _Try(pick, answers)
         if isinstance(pick, Granted):
-            exactly = Acquire(claim, token, slot=pick.slot, found=found)
+            exactly = Acquire(any_slot.claim, any_slot.token, slot=pick.slot, found=found)
             return (yield from _confirm(exactly, pick, sequencer, answers, nodes))
     return _Try(_no_majority(answers, nodes) if _is_out_of_reach(answers, nodes) else None, answers)
 
@@ -131,7 +141,7 @@ def _confirm(exactly: Acquire, pick: Granted, sequencer: int, answers: Answers, 
     if sum(answer == pick for answer in answers.values()) >= majority(nodes):
         return _Try(Grant(pick.slot, exactly.token), answers)
     undecided = len(_heard(answers)) >= majority(nodes)
-    return _Try(None if undecided else _no_majority(answers, nodes), answers, pick.slot)
+    return _Try(None if undecided else _no_majority(answers, nodes), answers)
 
 
 def _ask_in_turn(command: Acquire, order: Iterable[int], nodes: int) -> Steps[dict[int, Answer]]:
@@ -164,8 +174,12 @@ def _nobody_knows(answers: Answers, nodes: int) -> bool:
 
 
 def _no_majority(answers: Answers, nodes: int) -> Unavailable:
-    unheard = {node: answer.why for node, answer in answers.items() if isinstance(answer, Unheard)}
-    return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes answered", unheard)
+    return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes answered", _reasons(answers))
+
+
+def _reasons(answers: Answers) -> dict[int, str]:
+    """Why nodes gave no answer."""
+    return {node: answer.why for node, answer in answers.items() if isinstance(answer, Unheard)}
 
 
 def _send_release(token: str, nodes: int) -> Steps[None]:

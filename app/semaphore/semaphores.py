@@ -5,7 +5,7 @@ Knows sockets and time, decides nothing: see quorum.py.
 
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TypeVar
@@ -18,7 +18,7 @@ from sidecar.protocol import Renewal, majority
 
 T = TypeVar("T")
 
-# How many semaphores are remembered of which a node missed something.
+# How many names of semaphores a worker remembers.
 REMEMBERED = 10_000
 
 
@@ -35,14 +35,17 @@ class Semaphores:
         self._nodes = nodes
         self._patience_seconds = patience_seconds
         self._rng = rng or Random()
-        # Semaphores of which a node may have missed a grant, oldest first. A lease that only a bare majority
-        # knows is lost with the next node that fails.
-        self._behind: dict[str, None] = {}
+        # Semaphores that were asked for, and those of which a node may lack something: it may have missed a grant,
+        # or come back empty. A lease that only a bare majority knows is lost with the next node that fails.
+        self._seen = _Remembered()
+        self._behind = _Remembered()
+        self._connections = [0 for _ in nodes]
 
     def acquire(self, claim: Claim, tokens: Iterable[str], deadline: float) -> Outcome:
         """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
         steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, time.monotonic)
         outcome = self._drive(steps, deadline)
+        self._seen.add(claim.semaphore)
         self._catch_up(claim.semaphore, deadline)
         return self._named(outcome) if isinstance(outcome, Unavailable) else outcome
 
@@ -67,19 +70,22 @@ class Semaphores:
             node.close()
 
     def _catch_up(self, semaphore: str, deadline: float) -> None:
-        """Once all nodes are well again, tell them what they missed: of this semaphore or else of another one."""
+        """Once all nodes are well again, tell them what they lack: of this semaphore or else of another one."""
+        connections = [node.connections for node in self._nodes]
+        if connections != self._connections:
+            self._connections = connections
+            for seen in self._seen:
+                self._behind.add(seen)
         if not self._behind or any(node.is_passed_over for node in self._nodes):
             return
         behind = semaphore if semaphore in self._behind else next(iter(self._behind))
         if self.repair(behind, deadline):
-            self._behind.pop(behind, None)
+            self._behind.discard(behind)
 
     def _note(self, command: Command, answer: Answer) -> None:
         """Remember what a node missed: it was not asked, gave no answer, or has no record to write it in."""
         if isinstance(command, Acquire) and isinstance(answer, Unheard | Unknown):
-            if len(self._behind) >= REMEMBERED:
-                self._behind.pop(next(iter(self._behind)))
-            self._behind[command.claim.semaphore] = None
+            self._behind.add(command.claim.semaphore)
 
     def _drive(self, steps: quorum.Steps[T], deadline: float) -> T:
         answers: Mapping[int, Answer] = {}
@@ -163,3 +169,27 @@ class Semaphores:
         """With the addresses of the nodes instead of their numbers."""
         causes = "; ".join(f"{self._nodes[number].address}: {why}" for number, why in unavailable.unheard.items())
         return replace(unavailable, why=f"{unavailable.why} ({causes})") if causes else unavailable
+
+
+class _Remembered:
+    """Names in the order in which they came; the oldest is forgotten when there are too many."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        if name not in self._names and len(self._names) >= REMEMBERED:
+            del self._names[next(iter(self._names))]
+        self._names[name] = None
+
+    def discard(self, name: str) -> None:
+        self._names.pop(name, None)

@@ -83,6 +83,7 @@ class Webhook:
             "CERT_DIR": str(cert_dir or self.folder),
             "BIND": f"127.0.0.1:{self.port}",
             "METRICS_PORT": str(self.metrics_port),
+            "TMPDIR": str(self.folder),
             "WEB_CONCURRENCY": str(workers),
             **environ,
         }
@@ -90,7 +91,11 @@ class Webhook:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=self.environ, stdout=log, stderr=subprocess.STDOUT
             )
-        wait_for(self._serves, "the webhook to serve")
+        try:
+            wait_for(self._serves, "the webhook to serve")
+        except BaseException:
+            self.close()
+            raise
 
     def _serves(self) -> bool:
         if self.process.poll() is not None:

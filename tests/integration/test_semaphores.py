@@ -406,11 +406,10 @@ def test_the_next_admission_repairs_a_node_even_if_it_is_refused(nodes, semaphor
     refused = [acquire(semaphores, "b", 1) for _ in range(2)]
 
     assert [Full(1, ("a",))] * 2 == refused
-    if lost == 0:  # the sequencer is the only node that a refusal asks
-        assert {0: "a.0"} == leases_on(nodes[lost])
-        assert 0 < left_ms(nodes[lost], "a.0") <= LIFE_MS
-        with nodes[lost].client() as client:
-            assert 0 < client.pttl("reservation:a.0") <= LIFE_MS
+    assert {0: "a.0"} == leases_on(nodes[lost])
+    assert 0 < left_ms(nodes[lost], "a.0") <= LIFE_MS
+    with nodes[lost].client() as client:
+        assert 0 < client.pttl("reservation:a.0") <= LIFE_MS
 
 
 def test_a_majority_that_lost_its_data_does_not_let_anybody_in_past_the_length(nodes, semaphores):

@@ -231,11 +231,11 @@ OTHERS_PICK_FOR_THEMSELVES = Mutant(
     "token, slot=pick.slot, found=found)",
     "token, start=pick.slot, found=found)",
 )
-NEVER_AVOIDS = Mutant(
-    "never-avoids",
-    "A slot that others said was taken is asked for again at every try.",
-    "avoid if tried >= TRIES_BEFORE_AVOIDING else ()",
-    "()",
+ALWAYS_THE_SAME_SEQUENCER = Mutant(
+    "always-the-same-sequencer",
+    "The first node in the order picks at every try, however often others know better.",
+    "            order = sorted(range(nodes), key=lambda node: node not in ended.doubters)",
+    "            pass",
 )
 REPAIRS_FROM_A_MINORITY = Mutant(
     "repairs-from-a-minority",

@@ -68,7 +68,7 @@ class Node:
             return Taken() if held_by_other else self._grant(record, command, command.slot)
         order = [(command.start + at) % claim.length for at in range(claim.length)]
         for slot in order:
-            if slot not in command.avoid and not self._is_held(record, slot, claim.longest_ms):
+            if not self._is_held(record, slot, claim.longest_ms):
                 return self._grant(record, command, slot)
         return self._full(record, claim.length, claim.length)
 

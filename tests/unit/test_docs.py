@@ -1,5 +1,6 @@
-"""What the README says is what the code does."""
+"""What the README and the documents say is what the code does."""
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.harness.nodes import ACL, HOOK_PASSWORD, SIDECAR_PASSWORD
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def block(language: str, containing: str) -> str:
@@ -57,6 +59,21 @@ def test_the_changelog_is_there_for_the_version_to_come():
 
 
 def test_links_lead_to_files_that_exist():
-    for page in (ROOT / "README.md", ROOT / "docs" / "architecture.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+    for page in (ROOT / "README.md", *PAGES):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tests_that_the_documents_name_exist():
+    named = {name for page in PAGES for name in re.findall(r"tests/[\w./]*::\w*", page.read_text())}
+    files = {name.partition("::")[0] for name in named}
+
+    assert named
+    assert set() == named - {f"{file}::{test}" for file in files for test in names_in(file)}
+
+
+def names_in(file: str) -> list[str]:
+    """The names of a module's tests; none if there is no such file."""
+    path = ROOT / file
+    source = path.read_text() if path.exists() else ""
+    return [each.name for each in ast.parse(source).body if isinstance(each, ast.FunctionDef)]

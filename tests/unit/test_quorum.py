@@ -80,6 +80,12 @@ class Admission(Play):
         tokens = (f"t{attempt}" for attempt in itertools.count())
         super().__init__(quorum.acquire(self.claim, nodes, tokens, Random(0), lambda: 0.0), nodes)
 
+    @property
+    def sequencer(self) -> int:
+        """The one node that is asked for any slot."""
+        (node,) = self.asked
+        return node
+
     def any_slot(self, attempt: str = "t0", **more: Any) -> Acquire:
         return Acquire(self.claim, attempt, **more)
 
@@ -87,8 +93,8 @@ class Admission(Play):
         return Acquire(self.claim, attempt, slot=slot, **more)
 
     def fail(self, slot: int = 0, attempt: str = "t0") -> float:
-        """A try that the first node grants and the others deny, and a repair that stops; gives the pause."""
-        self.answer({0: Granted(slot)})
+        """A try that the first node asked grants and the others deny, and a repair that stops; gives the pause."""
+        self.answer({self.sequencer: Granted(slot)})
         self.answer_all(Taken())
         self.pass_releases(attempt)
         assert dict.fromkeys(self.nodes, Read("batch/reports-db")) == self.asked
@@ -202,20 +208,23 @@ def test_pauses_between_tries_grow_up_to_a_limit():
     assert Unavailable("the nodes do not agree on a slot", {}) == admission.outcome
 
 
-def test_slots_that_others_hold_are_avoided_from_the_third_try_on():
-    """Not on the second, since a passing contender may have held it."""
+def test_from_the_third_try_on_a_node_picks_that_said_that_the_slot_was_taken():
+    """It knows what the others cannot be told of, as where a replica is cut off from one of them."""
     admission = Admission(length=5)
-    avoided = []
-    for tried, slot in enumerate([4, 1, 3]):
-        avoided.append(admission.asked[0].avoid)
-        admission.fail(slot, f"t{tried}")
-    avoided.append(admission.asked[0].avoid)
+    sequencers = []
+    for tried, doubter in enumerate([2, 1, 2, 0]):
+        sequencers.append(admission.sequencer)
+        admission.answer({admission.sequencer: Granted(tried)})
+        admission.answer({node: Taken() if node == doubter else SILENT for node in admission.asked})
+        admission.pass_releases(f"t{tried}")
+        admission.answer_all(SILENT)
+        admission.pass_pause()
 
-    assert [frozenset(), frozenset(), frozenset({4, 1}), frozenset({4, 1, 3})] == avoided
+    assert [0, 0, 1, 2] == sequencers
+    assert 0 == admission.sequencer
 
 
-def test_a_slot_that_only_lacks_votes_is_not_avoided():
-    """Nobody holds it: avoiding one after the other would end in `Full` where every slot is free."""
+def test_a_slot_that_only_lacks_votes_makes_nobody_else_pick():
     admission = Admission(length=5)
     for tried in range(3):
         admission.answer({0: Granted(tried)})
@@ -224,14 +233,26 @@ def test_a_slot_that_only_lacks_votes_is_not_avoided():
         admission.answer({0: record(), 1: Unknown(), 2: SILENT})
         admission.pass_pause()
 
-    assert frozenset() == admission.asked[0].avoid
+    assert 0 == admission.sequencer
+
+
+def test_where_nobody_can_be_told_of_the_semaphore_it_is_said_why():
+    admission = Admission()
+    for tried in range(quorum.TRIES):
+        admission.answer({0: Granted(0)})
+        admission.answer({1: Unknown(), 2: PASSED_OVER})
+        admission.pass_releases(f"t{tried}")
+        admission.answer({0: record(), 1: Unknown(), 2: PASSED_OVER})
+        admission.pass_pause()
+
+    assert Unavailable("fewer than 2 of 3 nodes know it", {2: PASSED_OVER.why}) == admission.outcome
 
 
 def test_each_try_starts_at_another_random_slot():
     admission = Admission(length=10_000)
     starts = []
     for tried in range(4):
-        starts.append(admission.asked[0].start)
+        starts.append(admission.asked[admission.sequencer].start)
         admission.fail(tried, f"t{tried}")
 
     assert all(0 <= start < 10_000 for start in starts)
@@ -287,6 +308,20 @@ def test_a_majority_that_falls_silent_while_confirming_makes_it_unavailable():
     admission.pass_releases("t0")
 
     assert Unavailable("fewer than 2 of 3 nodes answered", {1: SILENT.why, 2: SILENT.why}) == admission.outcome
+
+
+def test_who_finds_a_node_silent_tries_again_with_those_that_were_passed_over():
+    """They may be back, and are waited for where there is no majority without them."""
+    admission = Admission()
+    admission.answer({0: Granted(0)})
+    admission.answer({1: PASSED_OVER, 2: SILENT})
+    admission.pass_releases("t0")
+    admission.pass_pause()
+
+    admission.answer({0: Granted(0)})
+    admission.answer({1: PASSED_OVER, 2: PASSED_OVER})
+    admission.pass_releases("t1")
+    assert isinstance(admission.outcome, Unavailable)
 
 
 # A new semaphore ----------------------------------------------------------------------------------------

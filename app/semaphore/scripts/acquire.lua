@@ -6,7 +6,6 @@
 -- ARGV[3] life of the lease, ms   ARGV[4] holder, JSON
 -- ARGV[5] its longest life, ms    ARGV[6] 1: found the semaphore if there is no record
 -- ARGV[7] the slot, or -1: any    ARGV[8] any: where to begin to look
--- ARGV[9...] any: slots to pass by
 --
 -- returns {'UNKNOWN'}                  no record, nothing written
 --       | {'GRANTED', slot}            written now, or held by this token before
@@ -79,13 +78,10 @@ local function held_beyond()
   redis.call('HSET', record, 'bound', bound)
 end
 
-local passed_by = {}
-for i = 9, #ARGV do passed_by[tonumber(ARGV[i])] = true end
-
 -- The first free one of some slots, all of which have tokens to look up; false entries were never held.
 local function first_free_of(slots, tokens)
   for i, slot in ipairs(slots) do
-    if not passed_by[slot] and not (tokens[i] and live(tokens[i])) then return slot end
+    if not (tokens[i] and live(tokens[i])) then return slot end
   end
 end
 
