@@ -230,7 +230,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool
     records = {node: answer for node, answer in answers.items() if isinstance(answer, Record)}
     empty = [node for node, answer in answers.items() if isinstance(answer, Unknown)]
     if not records or (len(records) < majority(nodes) and len(records) + len(empty) < nodes):
-        return False
+        return len(empty) == nodes  # nobody lacks what nobody has
     union = _union(records.values())
     if union is None:
         return False

@@ -79,8 +79,9 @@ class Semaphores:
         if not self._behind or any(node.is_passed_over for node in self._nodes):
             return
         behind = semaphore if semaphore in self._behind else next(iter(self._behind))
-        if self.repair(behind, deadline):
-            self._behind.discard(behind)
+        self._behind.discard(behind)
+        if not self.repair(behind, deadline):
+            self._behind.add(behind)  # last of all: one that cannot be repaired must not keep others from it
 
     def _note(self, command: Command, answer: Answer) -> None:
         """Remember what a node missed: it was not asked, gave no answer, or has no record to write it in."""

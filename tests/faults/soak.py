@@ -20,7 +20,8 @@ from random import Random
 from typing import Any
 
 from app.semaphore.commands import load_scripts
-from tests.faults.history import Disturbance, History, Pod, Step, Verdict, findings
+from sidecar.protocol import majority
+from tests.faults.history import FOREVER, Disturbance, History, Pod, Step, Verdict, findings
 from tests.harness.nodes import LIBFAKETIME, RedisNode, redis_nodes
 from tests.harness.proxy import Exchange, Fault, Proxy, proxy
 from tests.harness.sidecars import Sidecar, sidecar
@@ -30,6 +31,8 @@ from tests.harness.webhook import Webhook, environ_for, pod_asking, read_answer,
 FOLDER = Path(__file__).parents[2] / "build" / "soak"
 LEASE_SECONDS = 5
 RESERVATION_SECONDS = 6
+# By how much the same renewal may reach one node later than another.
+SLACK_MS = 300
 # As long as an API server waits for a webhook.
 PATIENCE_SECONDS = 10
 CLIENTS = 10
@@ -96,15 +99,24 @@ class World:
     # What the nodes hold, looked at directly
 
     def lacking(self) -> set[tuple[int, str]]:
-        """What a node lacks that a majority of the others has: records, and leases."""
-        found = [self.keys(node) for node in self.nodes]
-        known = Counter(key for keys in found for key in keys if key.startswith(("slots:", "lease:")))
-        return {
-            (number, key)
-            for number, keys in enumerate(found)
-            for key, count in known.items()
-            if count >= 2 and key not in keys
-        }
+        """What a node lacks that a majority has: records, and leases, or the last renewal of one."""
+        found = [self.lives_ms(node) for node in self.nodes]
+        lacking = set()
+        for key in set().union(*found):
+            lives = [lives.get(key, 0) for lives in found]
+            common = sorted(lives, reverse=True)[majority(len(lives)) - 1]
+            lacking |= {(number, key) for number, life in enumerate(lives) if life + SLACK_MS < common}
+        return lacking
+
+    def lives_ms(self, node: RedisNode) -> dict[str, float]:
+        """How long records and leases still last."""
+        with node.client() as client:
+            keys = [key for key in client.keys("*") if key.startswith(("slots:", "lease:"))]
+            with client.pipeline() as batch:
+                for key in keys:
+                    batch.pttl(key)
+                lives = batch.execute()
+        return {key: FOREVER if life == -1 else life for key, life in zip(keys, lives, strict=True)}
 
     def keys(self, node: RedisNode) -> set[str]:
         with node.client() as client:

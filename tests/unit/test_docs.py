@@ -11,6 +11,7 @@ from app.admission import annotations
 from app.admission.annotations import GROUP, SlotRequest, WhenUnavailable, parse_slot_request
 from app.settings import Settings
 from tests.harness.nodes import ACL, HOOK_PASSWORD, SIDECAR_PASSWORD
+from tests.model.test_stories import STORIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -77,3 +78,10 @@ def names_in(file: str) -> list[str]:
     path = ROOT / file
     source = path.read_text() if path.exists() else ""
     return [each.name for each in ast.parse(source).body if isinstance(each, ast.FunctionDef)]
+
+
+def test_every_fault_that_is_put_into_the_model_is_listed_with_its_history():
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    listed = re.findall(r"^\| (.*) \| `(\w+)` \|$", page, re.MULTILINE)
+
+    assert [(mutant.fault, story.__name__) for mutant, story in STORIES] == listed

@@ -439,6 +439,14 @@ def repaired(answers: Mapping[int, Answer], instants: Iterable[float] = (0.0, 0.
     return written
 
 
+@pytest.mark.parametrize(("last", "is_whole"), [(Unknown(), True), (SILENT, False)])
+def test_where_no_node_has_a_record_none_lacks_one(last, is_whole):
+    play = Play(quorum.repair("batch/reports-db", 3, lambda: 0.0))
+    play.answer({0: Unknown(), 1: Unknown(), 2: last})
+
+    assert is_whole is play.outcome
+
+
 def test_a_repair_writes_the_union_to_a_node_without_a_record():
     """Also what only one node has: it may be all that is left of a majority."""
     answers: dict[int, Answer] = {
