@@ -52,10 +52,9 @@ def main() -> int:
     with scene() as running:
         keys = (f"key{number}" for number in itertools.count())
         measure(running, next(keys), REVIEWS)  # connections, scripts
-        print(
-            f"{REVIEWS} reviews by {CLIENTS} clients for each condition and node, two sync workers; ratios to all well"
-        )
-        print(f"{'condition':<22}{'median':>8}{'p99':>8}{'waited once':>13}{'longest':>10}  answers")
+        print(f"{REVIEWS} reviews by {CLIENTS} clients for each condition and node, two sync workers.")
+        print("median and p99 are ratios to those with all nodes well; p99 leaves out the answers that waited for a node")
+        print(f"{'condition':<22}{'median':>8}{'p99':>8}{'waited':>13}{'longest':>10}  answers")
         for name, fault in (("one node paused", paused), ("one node down", down)):
             pairs = []
             for node in running.nodes:
