@@ -53,7 +53,7 @@ def main() -> int:
         keys = (f"key{number}" for number in itertools.count())
         measure(running, next(keys), REVIEWS)  # connections, scripts
         print(f"{REVIEWS} reviews by {CLIENTS} clients for each condition and node, two sync workers.")
-        print("median and p99 are ratios to those with all nodes well; p99 leaves out the answers that waited for a node")
+        print("median and p99: ratios to those with all nodes well; p99 leaves out the answers that waited for a node")
         print(f"{'condition':<22}{'median':>8}{'p99':>8}{'waited':>13}{'longest':>10}  answers")
         for name, fault in (("one node paused", paused), ("one node down", down)):
             pairs = []
