@@ -21,7 +21,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
 
 from app.logs import CONFIG  # noqa: E402
-from app.metrics import give_back_room  # noqa: E402
+from app.metrics import give_back_room, serve_metrics  # noqa: E402
 from app.server import CertificateError, tls_context  # noqa: E402
 from app.settings import Settings, SettingsError  # noqa: E402
 
@@ -69,7 +69,7 @@ def ssl_context(conf, default_ssl_context_factory):
 def on_starting(server):
     """Counters of an earlier run, whose folder outlived it, would be added to ours."""
     _metrics_dir.mkdir(parents=True, exist_ok=True)
-    for file in _metrics_dir.glob("*.db"):
+    for file in [*_metrics_dir.glob("*.db"), *_metrics_dir.glob("*.new")]:
         file.unlink()
 
 
@@ -80,7 +80,7 @@ def when_ready(server):
         listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
     host = _settings.bind.rpartition(":")[0].strip("[]")
     try:
-        GunicornPrometheusMetrics.start_http_server_when_ready(_settings.metrics_port, host)
+        serve_metrics(host, _settings.metrics_port)
     except OSError as error:
         sys.exit(f"cannot start: METRICS_PORT: cannot listen on {host}:{_settings.metrics_port}: {error}")
 

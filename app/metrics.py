@@ -6,11 +6,17 @@ keeps the values of all workers in files there, and gunicorn's first process ser
 
 import logging
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from flask import Flask, request
-from prometheus_client import Counter, values
+from prometheus_client import CollectorRegistry, Counter, make_wsgi_app, values
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
 from app.admission.review import Reason
@@ -48,28 +54,74 @@ def _reserve_room(folder: Path) -> None:
 
     prometheus_client maps files that are mostly holes into memory: a full disk would kill whoever counts, by SIGBUS.
     """
-    names = [folder / f"{kind}_{os.getpid()}" for kind in KINDS]
+    files = [folder / f"{kind}_{os.getpid()}.db" for kind in KINDS]
+    fresh = [file.with_suffix(".new") for file in files]
     try:
-        for name in names:
-            with name.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
-        for name in names:
-            name.rename(f"{name}.db")  # so that nobody reads half a file
+        for file, new in zip(files, fresh, strict=True):
+            with (file if file.exists() else new).open("ab") as opened:  # a process before had the same number
+                os.posix_fallocate(opened.fileno(), 0, FILE_BYTES)
+        for file, new in zip(files, fresh, strict=True):
+            if new.exists():
+                new.rename(file)  # so that nobody reads half a file
     except OSError as error:
-        for name in names:
-            name.unlink(missing_ok=True)
+        for new in fresh:
+            new.unlink(missing_ok=True)
         log.error("this worker does not count for the metrics: %s: %s", folder, error.strerror)
         values.ValueClass = values.MutexValue
 
 
+def serve_metrics(host: str, port: int) -> None:
+    """Serve the sum of all workers at every path, in threads of this process. Raises OSError."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
+    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Bounded, as each connection costs a file and a thread of the process that keeps the workers alive."""
+
+    daemon_threads = True
+
+    def __init__(self, *args: Any) -> None:
+        self._room = threading.BoundedSemaphore(16)
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a reader of the metrics is gone", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 2  # seconds of silence
+
+    def log_message(self, *_: Any) -> None:
+        """Every scrape would be a line."""
+
+
 def give_back_room(folder: Path, pid: int) -> None:
     """Of the files of a process that is gone keep what it has written: its counts still count."""
-    for kind in KINDS:
-        file = folder / f"{kind}_{pid}.db"
-        if file.exists():
-            with file.open("r+b") as opened:
+    try:
+        for kind in KINDS:
+            with (folder / f"{kind}_{pid}.db").open("r+b") as file:
                 # prometheus_client's own: how much is used, itself included, in the first four bytes.
-                opened.truncate(max(8, int.from_bytes(opened.read(4), sys.byteorder)))
+                file.truncate(max(8, int.from_bytes(file.read(4), sys.byteorder)))
+    except FileNotFoundError:  # it did not count
+        pass
+    except OSError as error:
+        log.warning("the files of worker %d keep their room: %s", pid, error)
 
 
 def _name_method() -> None:

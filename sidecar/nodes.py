@@ -190,5 +190,5 @@ def explain(problem: object) -> str:
     Up to the first comma only: what follows it in "ERR unknown command" repeats the arguments, the token
     among them.
     """
-    text = (isinstance(problem, OSError) and problem.strerror) or str(problem) or type(problem).__name__
-    return text.partition(",")[0]
+    text = (isinstance(problem, OSError) and problem.strerror) or str(problem)
+    return text.partition(",")[0] or type(problem).__name__

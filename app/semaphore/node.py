@@ -54,7 +54,7 @@ class Node:
         self._pending: deque[tuple[Command, float]] = deque()
         self._lost: list[tuple[Command, Answer]] = []
         self._unknown: set[str] = set()  # semaphores of which it has said, on this connection, that it has no record
-        self._owed: deque[Release] = deque(maxlen=OWED_RELEASES)
+        self._owed: deque[Release] = deque()
         self._fault: str | None = None
         self._retry_at = 0.0
         self.connections = 0  # made so far: with a new one it may have come back without its data
@@ -105,7 +105,7 @@ class Node:
                 return None if self._fault is None else unheard
             unheard = lost
         if isinstance(command, Release):
-            self._owed.append(command)
+            self._owe(command)
         return unheard
 
     def receive(self) -> list[tuple[Command, Answer]]:
@@ -142,8 +142,9 @@ class Node:
             else:
                 command, _ = self._pending.popleft()
                 answer = command.answer(reply)
-                if isinstance(command, Acquire) and isinstance(answer, Unknown):
-                    self._unknown.add(command.claim.semaphore)
+                if isinstance(command, Acquire):
+                    remember = self._unknown.add if isinstance(answer, Unknown) else self._unknown.discard
+                    remember(command.claim.semaphore)
                 yield command, answer
 
     def _refused(self, error: redis.ResponseError) -> Unheard:
@@ -188,8 +189,8 @@ class Node:
         self._connection, self._attempt = self._attempt.connection, None
         self.connections += 1
         self._set_fault(None)
-        while self._owed and self._connection:
-            self._transmit(self._connection, self._owed.popleft())
+        while self._owed and self._connection and self._transmit(self._connection, self._owed[0]) is None:
+            self._owed.popleft()
 
     def _drop(self, why: str) -> None:
         """The connection is of no use any more, and no answer will come to what was sent on it."""
@@ -197,10 +198,17 @@ class Node:
             self._connection.disconnect()
         self._connection = None
         # They may not have arrived; done twice they do no harm.
-        self._owed.extend(command for command, _ in self._pending if isinstance(command, Release))
+        for command, _ in self._pending:
+            if isinstance(command, Release):
+                self._owe(command)
         self._lost += [(command, Unheard(f"connection lost: {why}")) for command, _ in self._pending]
         self._unknown.clear()
         self._pending.clear()
+
+    def _owe(self, release: Release) -> None:
+        """Remember what is to be released; the oldest come first, for what they release may have arrived."""
+        if len(self._owed) < OWED_RELEASES:
+            self._owed.append(release)
 
     def _set_fault(self, fault: str | None) -> None:
         if fault and not self._fault:
@@ -248,7 +256,7 @@ class _Attempt(threading.Thread):
             self._hurry.clear()
             try:
                 self.connection = self._connect()
-            except (redis.RedisError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
+            except Exception as error:  # noqa: BLE001  whatever a strange peer says, this thread must go on
                 self.error = _cause(error)
             self._tried.set()
             if not self.connection:

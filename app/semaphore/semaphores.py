@@ -45,7 +45,9 @@ class Semaphores:
         """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
         steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, time.monotonic)
         outcome = self._drive(steps, deadline)
-        self._seen.add(claim.semaphore)
+        if claim.semaphore not in self._seen:  # what its nodes lack another worker may have known, which is gone
+            self._seen.add(claim.semaphore)
+            self._behind.add(claim.semaphore)
         self._catch_up(claim.semaphore, deadline)
         return self._named(outcome) if isinstance(outcome, Unavailable) else outcome
 

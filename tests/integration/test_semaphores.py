@@ -412,6 +412,36 @@ def test_the_next_admission_repairs_a_node_even_if_it_is_refused(nodes, semaphor
         assert 0 < client.pttl("reservation:a.0") <= LIFE_MS
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_worker_that_is_new_repairs_what_it_is_asked_for_even_if_it_refuses(nodes, semaphores, lost):
+    """Who knew that the node had come back empty is gone."""
+    acquire(semaphores, "a", 1)
+    settle(nodes)
+    nodes[lost].restart(empty=True)
+    with semaphores_on(nodes) as successor:
+        assert isinstance(acquire(successor, "b", 1), Full)
+
+    assert {0: "a.0"} == leases_on(nodes[lost])
+
+
+def test_one_semaphore_that_cannot_be_repaired_keeps_no_other_from_it(nodes, semaphores):
+    """A conflict that lasts: two nodes name different tokens for a slot."""
+    acquire(semaphores, "a", 3)
+    settle(nodes)
+    for number, node in enumerate(nodes[:2]):
+        with node.client() as client:
+            client.hset("slots:batch/torn", mapping={"0": f"torn{number}", "length": "1", "longest": "60000"})
+            client.set(f"lease:torn{number}", "{}", px=60_000)
+    torn = Claim("batch/torn", 1, 60_000, 60_000, "{}")
+    assert isinstance(semaphores.acquire(torn, tokens_of("t"), soon()), Full)
+    nodes[2].restart(empty=True)
+    for name in "bcd":
+        semaphores.acquire(torn, tokens_of(name), soon())
+        acquire(semaphores, name, 3)
+
+    assert "a.0" in leases_on(nodes[2]).values()
+
+
 def test_a_majority_that_lost_its_data_does_not_let_anybody_in_past_the_length(nodes, semaphores):
     """More was lost than is promised for, but the node that remembers is not outvoted."""
     for name in "ab":
@@ -610,6 +640,25 @@ def test_a_release_that_could_not_be_sent_is_sent_when_the_node_is_back(nodes, s
     assert semaphores.release("a.0", soon())
     nodes[2].start()
     assert {"a.0", "b.0"} == all_leases_on(nodes[2])
+
+    def is_sent() -> bool:
+        semaphores.renew("b.0", LIFE_MS, soon())
+        return all_leases_on(nodes[2]) == {"b.0"}
+
+    wait_for(is_sent, "the release to arrive")
+
+
+def test_a_release_that_is_owed_outlives_a_connection_that_is_gone_at_once(nodes, semaphores):
+    """Nobody was there to send it while the node was back for a moment."""
+    acquire(semaphores, "a", 3)
+    acquire(semaphores, "b", 3)
+    settle(nodes)
+    nodes[2].kill()
+    assert semaphores.release("a.0", soon())
+    nodes[2].start()
+    with nodes[2].client() as client:
+        wait_for(lambda: any(each["user"] == HOOK_USER for each in client.client_list()), "a connection")
+    nodes[2].restart()
 
     def is_sent() -> bool:
         semaphores.renew("b.0", LIFE_MS, soon())
