@@ -83,6 +83,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Bounded, as each connection costs a file and a thread of the process that keeps the workers alive."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, *args: Any) -> None:
         self._room = threading.BoundedSemaphore(16)

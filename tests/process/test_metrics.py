@@ -57,9 +57,6 @@ def test_silent_readers_cost_no_more_than_a_few_threads_and_keep_nobody_from_the
         for _ in range(100):
             address = ("127.0.0.1", webhook.metrics_port)
             stack.enter_context(socket.create_connection(address, timeout=20))
-        status = Path(f"/proc/{webhook.process.pid}/status").read_text()
-        threads = next(line for line in status.splitlines() if line.startswith("Threads"))
-        assert int(threads.split()[1]) < 30
 
         def page() -> str:
             try:
@@ -68,13 +65,16 @@ def test_silent_readers_cost_no_more_than_a_few_threads_and_keep_nobody_from_the
                 return ""
 
         assert "at_least_semaphore_verdicts_total" in wait_for(page, "the page")
+        status = Path(f"/proc/{webhook.process.pid}/status").read_text()
+        threads = next(line for line in status.splitlines() if line.startswith("Threads"))
+        assert int(threads.split()[1]) < 30
 
 
 def test_the_files_of_a_process_that_had_the_same_number_are_counted_on(tmp_path: Path):
     """As in a container that is restarted in its place; what is there is not thrown away."""
     program = (
-        "from flask import Flask; from app.metrics import Metrics; from app.admission.review import Reason; import os;"
-        " os.getpid = lambda: 7; Metrics(Flask('x')).count(Reason.GRANTED)"
+        "import os; os.getpid = lambda: 7; from flask import Flask; from app.metrics import Metrics;"
+        " from app.admission.review import Reason; Metrics(Flask('x')).count(Reason.GRANTED)"
     )
     page = (
         "from prometheus_client import CollectorRegistry, generate_latest;"
