@@ -637,12 +637,11 @@ def test_a_connection_that_a_restart_has_closed_costs_no_vote(nodes, semaphores,
 
 
 def test_a_release_that_could_not_be_sent_is_sent_when_the_node_is_back(nodes, semaphores):
-    for name in "abcdez":
-        acquire(semaphores, name, 6)
+    acquire(semaphores, "a", 3)
+    acquire(semaphores, "b", 3)
     settle(nodes)
     nodes[2].kill()
-    for name in "abcde":
-        assert semaphores.release(f"{name}.0", soon())
+    assert semaphores.release("a.0", soon())
     nodes[2].start()
     assert {"a.0", "b.0"} == all_leases_on(nodes[2])
 
