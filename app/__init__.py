@@ -11,6 +11,7 @@ from app.metrics import Metrics
 from app.semaphore.commands import load_scripts
 from app.semaphore.node import Node
 from app.semaphore.semaphores import Semaphores
+from app.server import LARGEST_BODY_BYTES
 from app.settings import Settings
 from app.web import health, mutate
 from sidecar.protocol import Keys
@@ -20,7 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application; the settings come from the environment unless given. Raises SettingsError."""
     settings = settings or Settings.from_env(os.environ)
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = mutate.LARGEST_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY_BYTES
     app.json.compact = True  # type: ignore[attr-defined]
     metrics = Metrics(app)
     app.register_blueprint(health.blueprint())

@@ -10,12 +10,12 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from flask import Flask, request
 from prometheus_client import CollectorRegistry, Counter, make_wsgi_app, values
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
@@ -74,20 +74,19 @@ def serve_metrics(host: str, port: int) -> None:
     """Serve the sum of all workers at every path, in threads of this process. Raises OSError."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
     threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class _Server(ThreadingWSGIServer):
     """Bounded, as each connection costs a file and a thread of the process that keeps the workers alive."""
 
-    daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._room = threading.BoundedSemaphore(16)
-        super().__init__(*args)
+        super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):

@@ -42,6 +42,7 @@ PARKED_CONNECTIONS = 500
 PARKED_BYTES = 16 * 1024 * 1024
 # What is longer is not taken in: it is served by its beginning, and answered that it is too long.
 LARGEST_HEAD_BYTES = 64 * 1024
+# The largest object that etcd takes is 1.5 MiB; a review holds it as JSON, and the API server's own limit is 3 MiB.
 LARGEST_BODY_BYTES = 7 * 1024 * 1024
 # All that a TLS record can hold: a rest would lie where no selector sees it.
 RECORD_BYTES = 16 * 1024

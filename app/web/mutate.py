@@ -15,11 +15,10 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, Unsupporte
 
 from app.admission.holder import pod_name
 from app.admission.review import Malformed, Reason, Review, Verdict, parse_review, respond
+from app.server import LARGEST_BODY_BYTES
 
 log = logging.getLogger(__name__)
 
-# The largest object that etcd takes is 1.5 MiB; a review holds it as JSON, and the API server's own limit is 3 MiB.
-LARGEST_BODY_BYTES = 7 * 1024 * 1024
 # For the way back: an answer that the API server has stopped waiting for would hold a slot for nobody.
 MARGIN_SECONDS = 0.3
 

@@ -10,11 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from tests.harness.nodes import RedisNode
+from tests.harness.nodes import RedisNode, failing
 from tests.harness.scene import Scene, scene
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import pod_asking
@@ -24,6 +23,8 @@ REVIEWS = 400
 REVIEWS_WITHOUT_MAJORITY = 40
 # What the service has by default: a quarter of the budget of an admission.
 PATIENCE_SECONDS = 0.5
+PAUSED = (RedisNode.pause, RedisNode.resume)
+DOWN = (RedisNode.kill, RedisNode.start)
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def main() -> int:
         print(f"{REVIEWS} reviews by {CLIENTS} clients for each condition and node, two sync workers.")
         print("median and p99: ratios to those with all nodes well; p99 leaves out the answers that waited for a node")
         print(f"{'condition':<22}{'median':>8}{'p99':>8}{'waited':>13}{'longest':>10}  answers")
-        for name, fault in (("one node paused", paused), ("one node down", down)):
+        for name, fault in (("one node paused", PAUSED), ("one node down", DOWN)):
             pairs = []
             for node in running.nodes:
                 well = measure(running, next(keys), REVIEWS)
-                with fault([node]):
+                with failing([node], *fault):
                     pairs.append((measure(running, next(keys), REVIEWS), well))
                 await_well(running, next(keys))
             tell(name, pairs)
@@ -78,24 +79,6 @@ def measure(running: Scene, key: str, reviews: int) -> Round:
     with ThreadPoolExecutor(CLIENTS) as clients:
         answers = list(clients.map(ask, range(reviews)))
     return Round([seconds for seconds, _ in answers], Counter(code for _, code in answers))
-
-
-@contextmanager
-def paused(nodes: Sequence[RedisNode]) -> Iterator[None]:
-    for node in nodes:
-        node.pause()
-    yield
-    for node in nodes:
-        node.resume()
-
-
-@contextmanager
-def down(nodes: Sequence[RedisNode]) -> Iterator[None]:
-    for node in nodes:
-        node.kill()
-    yield
-    for node in nodes:
-        node.start()
 
 
 def await_well(running: Scene, key: str) -> None:
@@ -126,8 +109,8 @@ def tell(name: str, pairs: Sequence[tuple[Round, Round]]) -> None:
 
 
 def tell_without_majority(running: Scene, keys: Iterator[str]) -> None:
-    for name, fault in (("two nodes paused", paused), ("two nodes down", down)):
-        with fault(running.nodes[:2]):
+    for name, fault in (("two nodes paused", PAUSED), ("two nodes down", DOWN)):
+        with failing(running.nodes[:2], *fault):
             hit = measure(running, next(keys), REVIEWS_WITHOUT_MAJORITY)
         await_well(running, next(keys))
         print(f"{name:<22}{'':>8}{'':>8}{'':>13}{max(hit.seconds):>8.2f} s  {dict(hit.codes)}")

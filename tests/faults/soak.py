@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha1
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from app.semaphore.commands import load_scripts
 from sidecar.protocol import majority
 from tests.faults.history import FOREVER, Disturbance, History, Pod, Step, Verdict, findings
-from tests.harness.nodes import LIBFAKETIME, RedisNode, redis_nodes
+from tests.harness.nodes import LIBFAKETIME, RedisNode, addresses, failing, redis_nodes
 from tests.harness.proxy import Exchange, Fault, Proxy, proxy
 from tests.harness.sidecars import Sidecar, sidecar
 from tests.harness.waiting import wait_for
@@ -51,18 +51,20 @@ class World:
         self.history = History(seed)
         self.stopping = threading.Event()
         self.nodes = stack.enter_context(redis_nodes(own_clock=LIBFAKETIME.exists()))
-        self.ways: dict[tuple[str, int], Proxy] = {
-            (audience, number): stack.enter_context(proxy(node.address, self._tap(number, audience)))
+        self.ways: dict[str, list[Proxy]] = {
+            audience: [
+                stack.enter_context(proxy(node.address, self._tap(number, audience)))
+                for number, node in enumerate(self.nodes)
+            ]
             for audience in AUDIENCES
-            for number, node in enumerate(self.nodes)
         }
         self.webhooks = {name: self._webhook(name) for name in WEBHOOKS}
         stack.callback(self._close_webhooks)
 
     def _webhook(self, name: str) -> Webhook:
         environ = environ_for(
-            self.addresses(name),
-            SIDECAR_REDIS_ADDRESSES=self.addresses("sidecar"),
+            addresses(self.ways[name]),
+            SIDECAR_REDIS_ADDRESSES=addresses(self.ways["sidecar"]),
             RESERVATION_SECONDS=str(RESERVATION_SECONDS),
         )
         return Webhook(environ, patience_seconds=PATIENCE_SECONDS)
@@ -70,9 +72,6 @@ class World:
     def _close_webhooks(self) -> None:
         for webhook in self.webhooks.values():
             webhook.close()
-
-    def addresses(self, audience: str) -> str:
-        return ",".join(str(self.ways[audience, number].address) for number in range(len(self.nodes)))
 
     def replace_webhook(self, name: str) -> None:
         old, self.webhooks[name] = self.webhooks[name], self._webhook(name)
@@ -253,10 +252,7 @@ def strike_nodes(world: World, rng: Random) -> None:
 
 def restart(world: World, rng: Random) -> None:
     number, seconds = rng.randrange(3), rng.uniform(0, 4)
-    with world.disturbed("killed, and back with its data", nodes=(number,)):
-        world.nodes[number].kill()
-        time.sleep(seconds)
-        world.nodes[number].start()
+    fail(world, "killed, and back with its data", [number], seconds, RedisNode.kill, RedisNode.start)
 
 
 def empty(world: World, rng: Random) -> None:
@@ -267,10 +263,29 @@ def empty(world: World, rng: Random) -> None:
 
 def pause(world: World, rng: Random) -> None:
     number, seconds = rng.randrange(3), rng.choice([rng.uniform(0.05, 1), rng.uniform(1, 7)])
-    with world.disturbed("paused", nodes=(number,)):
-        world.nodes[number].pause()
+    fail(world, "paused", [number], seconds, RedisNode.pause, RedisNode.resume)
+
+
+def black_out(world: World, rng: Random) -> None:
+    """Two nodes or all, for less than a lease or for more; none loses what it had confirmed."""
+    numbers, seconds = rng.sample(range(3), rng.choice([2, 3])), rng.uniform(0.5, LEASE_SECONDS + 3)
+    if rng.random() < 0.5:
+        fail(world, "several killed", numbers, seconds, RedisNode.kill, RedisNode.start)
+    else:
+        fail(world, "several paused", numbers, seconds, RedisNode.pause, RedisNode.resume)
+
+
+def fail(
+    world: World,
+    what: str,
+    numbers: Sequence[int],
+    seconds: float,
+    begin: Callable[[RedisNode], None],
+    end: Callable[[RedisNode], None],
+) -> None:
+    """For so long some nodes are not there, and then they are, with their data."""
+    with world.disturbed(what, nodes=tuple(numbers)), failing([world.nodes[each] for each in numbers], begin, end):
         time.sleep(seconds)
-        world.nodes[number].resume()
 
 
 def cut(world: World, rng: Random) -> None:
@@ -279,36 +294,26 @@ def cut(world: World, rng: Random) -> None:
     fault = rng.choice([fault for fault in Fault if fault is not Fault.NONE])
     whom = tuple(rng.sample(AUDIENCES, rng.randint(1, len(AUDIENCES))))
     with world.disturbed(fault, nodes=(number,), whom=whom):
-        for audience in whom:
-            world.ways[audience, number].fault = fault
-        time.sleep(seconds)
-        for audience in whom:
-            world.ways[audience, number].fault = Fault.NONE
+        block([world.ways[audience][number] for audience in whom], fault, seconds)
 
 
 def split(world: World, rng: Random) -> None:
     """Each sees another majority."""
     numbers, seconds = rng.sample(range(3), 3), rng.uniform(0.5, 4)
     fault = rng.choice([Fault.REFUSE, Fault.HANG, Fault.LOSE_ANSWERS])
+    cut_off = dict(zip(AUDIENCES, numbers, strict=True))
     with ExitStack() as stack:
-        for audience, number in zip(AUDIENCES, numbers, strict=True):
+        for audience, number in cut_off.items():
             stack.enter_context(world.disturbed(f"split: {fault}", nodes=(number,), whom=(audience,)))
-            world.ways[audience, number].fault = fault
-        time.sleep(seconds)
-        for audience, number in zip(AUDIENCES, numbers, strict=True):
-            world.ways[audience, number].fault = Fault.NONE
+        block([world.ways[audience][number] for audience, number in cut_off.items()], fault, seconds)
 
 
-def black_out(world: World, rng: Random) -> None:
-    """Two nodes or all, for less than a lease or for more; none loses what it had confirmed."""
-    numbers, seconds = rng.sample(range(3), rng.choice([2, 3])), rng.uniform(0.5, LEASE_SECONDS + 3)
-    is_kill = rng.random() < 0.5
-    with world.disturbed("several killed" if is_kill else "several paused", nodes=tuple(numbers)):
-        for number in numbers:
-            world.nodes[number].kill() if is_kill else world.nodes[number].pause()
-        time.sleep(seconds)
-        for number in numbers:
-            world.nodes[number].start() if is_kill else world.nodes[number].resume()
+def block(ways: Sequence[Proxy], fault: Fault, seconds: float) -> None:
+    for way in ways:
+        way.fault = fault
+    time.sleep(seconds)
+    for way in ways:
+        way.fault = Fault.NONE
 
 
 def step_clock(world: World, rng: Random) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from app.admission.annotations import GROUP
 from app.decision import tokens
-from app.web.mutate import LARGEST_BODY_BYTES
-from tests.harness.nodes import HOOK_PASSWORD, SIDECAR_PASSWORD, SIDECAR_USER, RedisNode, addresses, redis_nodes
+from app.server import LARGEST_BODY_BYTES
+from tests.harness.nodes import HOOK_PASSWORD, SIDECAR_PASSWORD, SIDECAR_USER, RedisNode, addresses
 from tests.harness.sidecars import Sidecar, sidecar
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import Answer, Webhook, environ_for, pod_asking, read_answer, review_of, running_webhook
@@ -27,12 +27,6 @@ JSON = {"Content-Type": "application/json"}
 NAME = "at-least-semaphore-sidecar"
 # Ends of lines as JSON, terminals and str.splitlines see them, what steers a terminal, and half of a character.
 HOSTILE = 'x"}\n{"level": "error"}\r\x00\x1b[2J\x85\u2028\u202e\u200f\ud800\\'
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[RedisNode]]:
-    with redis_nodes() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -9,35 +9,23 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.harness.nodes import RedisNode, addresses, redis_nodes
+from tests.harness.nodes import RedisNode
 from tests.harness.semaphores import all_leases_on
 from tests.harness.sidecars import Sidecar, sidecar
 from tests.harness.waiting import wait_for
-from tests.harness.webhook import Answer, Webhook, environ_for, pod_asking, running_webhook
+from tests.harness.webhook import Answer, Webhook, pod_asking
 
 LEASE_SECONDS = 5
 HELD, LOST, GIVEN_BACK = "the slot is held", "the slot is lost", "the slot was given back"
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[RedisNode]]:
-    with redis_nodes() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def running(nodes: list[RedisNode]) -> Iterator[Webhook]:
-    with running_webhook(environ_for(addresses(nodes))) as webhook:
-        yield webhook
-
-
 @pytest.fixture
-def webhook(running: Webhook, nodes: list[RedisNode]) -> Webhook:
+def webhook(webhook: Webhook, nodes: list[RedisNode]) -> Webhook:
     """It runs on, and its nodes hold nothing."""
     for node in nodes:
         with node.client() as client:
             client.flushall()
-    return running
+    return webhook
 
 
 def ask(webhook: Webhook) -> Answer:

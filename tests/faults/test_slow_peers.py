@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.server import LARGEST_BODY_BYTES, PARKED_BYTES, PARKED_CONNECTIONS, REQUEST_SECONDS
-from tests.harness.nodes import RedisNode, addresses, redis_nodes
+from tests.harness.nodes import RedisNode, addresses
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import Webhook, environ_for, pod_asking, running_webhook
 from tests.process.test_server import client_hello, established, peers
@@ -23,12 +23,6 @@ from tests.process.test_server import client_hello, established, peers
 API_SERVER_SECONDS = 10
 HEAD = b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[RedisNode]]:
-    with redis_nodes() as running:
-        yield running
 
 
 @contextmanager

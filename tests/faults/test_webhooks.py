@@ -29,12 +29,6 @@ LONG_BUDGET_SECONDS = 20
 API_SERVERS_PATIENCE_SECONDS = 3.0
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[RedisNode]]:
-    with redis_nodes() as running:
-        yield running
-
-
 @pytest.fixture
 def ways(nodes: list[RedisNode]) -> Iterator[list[Proxy]]:
     """To nodes that hold nothing."""

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,6 +129,20 @@ class RedisNode:
         if self.running:
             self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def failing(
+    nodes: Sequence[RedisNode], begin: Callable[[RedisNode], None], end: Callable[[RedisNode], None]
+) -> Iterator[None]:
+    """Meanwhile none of these nodes is there: killed and started, or paused and resumed."""
+    for node in nodes:
+        begin(node)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            end(node)
 
 
 @contextmanager

@@ -505,8 +505,7 @@ def test_a_node_that_was_away_is_told_what_it_missed_by_the_next_admission_to_an
     nodes[away].start()
 
     def ask_for_another() -> bool:
-        other = Claim("batch/other", 1000, 60_000, 60_000, "{}")
-        semaphores.acquire(other, tokens_of(f"other.{time.monotonic()}"), soon())
+        semaphores.acquire(other_claim(), tokens_of(f"other.{time.monotonic()}"), soon())
         return bool(leases_on(nodes[away]).get(missed.slot) == missed.token)
 
     wait_for(ask_for_another, "the lease on the node that was away")

@@ -8,8 +8,9 @@ from flask import Flask
 from gunicorn.http.errors import InvalidChunkSize
 
 from app.admission.review import Reason, Verdict
+from app.server import LARGEST_BODY_BYTES
 from app.web import mutate
-from app.web.mutate import LARGEST_BODY_BYTES, MARGIN_SECONDS, _time_allowed
+from app.web.mutate import MARGIN_SECONDS, _time_allowed
 
 
 @pytest.mark.parametrize("timeout", ["", "10s", "1m", "1m30s", "2.5s", "nonsense", "10", "-1s", "1h", "10s10s"])

@@ -9,8 +9,9 @@ from gunicorn.http.errors import ParseException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app import create_app
 from app.server import LARGEST_BODY_BYTES, LARGEST_HEAD_BYTES, request_length
-from app.web import mutate
+from app.settings import Settings
 
 HEAD = b"POST /mutate HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -95,7 +96,8 @@ def test_nothing_is_said_before_the_head_is_there_and_always_the_same_from_then_
 
 
 def test_what_the_application_takes_is_taken_in():
-    assert mutate.LARGEST_BODY_BYTES == LARGEST_BODY_BYTES
+    settings = Settings.from_env({})
+    assert create_app(settings).config["MAX_CONTENT_LENGTH"] == LARGEST_BODY_BYTES
 
 
 class AskedForMore(Exception):  # noqa: N818  it is what happens, not a failure

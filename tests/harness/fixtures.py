@@ -1,4 +1,4 @@
-"""Nodes and a webhook for tests that leave them as they found them: each uses a key of its own."""
+"""Fixtures: nodes and a webhook for tests that leave them as they found them, each with a key of its own."""
 
 from collections.abc import Iterator
 
