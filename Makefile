@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo run test model soak bench lint format clean
+.PHONY: help demo run test e2e model soak bench bench-api-server lint format clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ run: $(VENV)/installed ## three nodes and a webhook that stay, and a review to s
 test: $(VENV)/installed ## all tests
 	$(RUN) -m pytest
 
+e2e: $(VENV)/installed ## the image, and the system in a real cluster on this machine; needs root, Go and Debian packages
+	E2E=1 $(RUN) -m pytest tests/image tests/manifests tests/e2e
+
 model: $(VENV)/installed ## the protocol's model, through ten thousand histories
 	MODEL_EXAMPLES=10000 $(RUN) -m pytest tests/model
 
@@ -26,11 +29,15 @@ soak: $(VENV)/installed ## the whole system under a seeded nemesis: make soak SE
 bench: $(VENV)/installed ## what an admission takes while nodes are paused or down
 	$(RUN) -m tests.bench.faults
 
-lint: $(VENV)/installed ## ruff, mypy and the import rules
+bench-api-server: $(VENV)/installed ## what the webhook costs those who create pods through a real API server
+	$(RUN) -m tests.bench.api_server
+
+lint: $(VENV)/installed ## ruff, mypy, the import rules and hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/hadolint Dockerfile
 
 format: $(VENV)/installed ## let ruff set the code
 	$(VENV)/bin/ruff check --fix .

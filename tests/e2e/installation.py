@@ -1,0 +1,214 @@
+"""The project, installed in a real cluster by `kubectl apply -k k8s/overlays/dev`, and what its nodes hold.
+
+What differs from a cluster of one's own is listed in docs/end-to-end.md.
+"""
+
+import base64
+import json
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import redis
+import trustme
+
+from app.settings import DEFAULT_IMAGE
+from sidecar.protocol import Keys, majority
+from tests.e2e import binaries, images
+from tests.e2e.cluster import NODE, PAUSE_IMAGE, Cluster, Object
+
+ROOT = Path(__file__).parents[2]
+# What the manifests, the examples and the tests' own pods name; nothing is pulled, so others stand in for them.
+REDIS_IMAGE = "docker.io/library/redis:7.4-bookworm"
+APP_IMAGE = "docker.io/library/busybox:1.37"
+NAMESPACE = "at-least-semaphore-pod-hook"
+NAME = "at-least-semaphore-pod-hook"
+OVERLAY = "k8s/overlays/dev"
+SIDECAR = "at-least-semaphore-sidecar"
+NODES, REPLICAS = 3, 2
+REDIS, WEBHOOK = "app.kubernetes.io/component=redis", "app.kubernetes.io/component=webhook"
+
+
+def pack_images(archive: Path) -> None:
+    """Write the images that the cluster needs; build what programs and images are missing. Raises MissingError."""
+    binaries.build_missing()
+    stand_in = images.stand_in()
+    packed = {DEFAULT_IMAGE: images.project_image(), REDIS_IMAGE: stand_in, APP_IMAGE: stand_in}
+    images.archive({**packed, PAUSE_IMAGE: images.pause_image()}, archive)
+
+
+class Installation:
+    """The webhook and its nodes in a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+        # Only what they look like: nobody acts on objects of these kinds.
+        self.kubectl("apply", "--filename=tests/manifests/schemas")
+        self.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
+        cluster.apply(*(self._volume(number) for number in range(NODES)))
+        self.kubectl("apply", "-k", OVERLAY)
+        self.rotate_certificate()
+        self._publish_authority()
+        self.wait_until_ready()
+
+    def kubectl(self, *arguments: str) -> str:
+        """kubectl in the folder of the project, as its README says it."""
+        return self.cluster.kubectl(*arguments, folder=ROOT)
+
+    def wait_until_ready(self) -> None:
+        """Until everything runs as it was asked for, and what ran before is gone."""
+        for workload in ("statefulset/redis", f"deployment/{NAME}"):
+            self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
+        self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "former webhooks to be gone")
+
+    def pods(self, selector: str) -> list[Object]:
+        """The pods with these labels, those on their way out as well."""
+        return self.cluster.items("pods", "-n", NAMESPACE, f"--selector={selector}")
+
+    @contextmanager
+    def altered(self, *variables: str) -> Iterator[None]:
+        """Meanwhile the webhook has these variables, `NAME=value`, besides its own."""
+        self.kubectl("set", "env", "-n", NAMESPACE, f"deployment/{NAME}", *variables)
+        self.wait_until_ready()
+        try:
+            yield
+        finally:
+            names = [f"{each.partition('=')[0]}-" for each in variables]
+            self.kubectl("set", "env", "-n", NAMESPACE, f"deployment/{NAME}", *names)
+            self.wait_until_ready()
+
+    def webhooks(self) -> list[str]:
+        """The names of the pods that serve the webhook."""
+        return [each["metadata"]["name"] for each in self.pods(WEBHOOK)]
+
+    def logs(self, selector: str) -> str:
+        """All that the pods with these labels have said."""
+        return self.kubectl("logs", "-n", NAMESPACE, "-l", selector, "--tail=-1")
+
+    # In the stead of cert-manager
+
+    def rotate_certificate(self) -> str:
+        """Put a new certificate of the same authority where cert-manager would; the certificate as PEM."""
+        service = f"{NAME}.{NAMESPACE}.svc"
+        issued = self._authority.issue_cert(service, f"{service}.cluster.local", key_type=trustme.KeyType.ECDSA)
+        certificate = issued.cert_chain_pems[0].bytes()
+        data = {
+            "tls.crt": certificate,
+            "tls.key": issued.private_key_pem.bytes(),
+            "ca.crt": self._authority.cert_pem.bytes(),
+        }
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": "kubernetes.io/tls",
+                "metadata": {"name": f"{NAME}-tls", "namespace": NAMESPACE},
+                "data": {name: base64.b64encode(content).decode() for name, content in data.items()},
+            }
+        )
+        return certificate.decode()
+
+    def _publish_authority(self) -> None:
+        bundle = base64.b64encode(self._authority.cert_pem.bytes()).decode()
+        patch = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]
+        self.kubectl("patch", "mutatingwebhookconfiguration", NAME, "--type=json", f"--patch={json.dumps(patch)}")
+
+    # In the stead of a provisioner of volumes
+
+    def _folder(self, number: int) -> Path:
+        return self.cluster.folder / "volumes" / str(number)
+
+    def _volume(self, number: int) -> Object:
+        folder = self._folder(number)
+        folder.mkdir(parents=True)
+        on_our_node = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}]}
+        return {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"data-{number}"},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "local": {"path": str(folder)},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [on_our_node]}},
+            },
+        }
+
+    def empty_volume(self, number: int) -> None:
+        """Remove what the Redis pod of this number has stored; it must not be running."""
+        claim = self.cluster.get("persistentvolumeclaim", "-n", NAMESPACE, f"data-redis-{number}")
+        folder = self._folder(int(claim["spec"]["volumeName"].removeprefix("data-")))
+        for each in folder.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+    # What the nodes hold
+
+    @cached_property
+    def _password(self) -> str:
+        secrets = self.cluster.items("secrets", "-n", NAMESPACE)
+        return next(
+            base64.b64decode(each["data"]["hook-password"]).decode()
+            for each in secrets
+            if "hook-password" in each.get("data", {})
+        )
+
+    @contextmanager
+    def nodes(self) -> Iterator["Nodes"]:
+        """All three nodes, which must be running, as the webhook's user sees them; from outside of the cluster."""
+        addresses = [each["status"]["podIP"] for each in self.pods(REDIS)]
+        clients = [
+            redis.Redis(each, username="hook", password=self._password, decode_responses=True, socket_timeout=5)
+            for each in addresses
+        ]
+        try:
+            yield Nodes(clients)
+        finally:
+            for client in clients:
+                client.close()
+
+    @contextmanager
+    def paused(self, *numbers: int) -> Iterator[None]:
+        """Meanwhile these nodes are silent: SIGSTOP."""
+        pods = [self.cluster.get("pod", "-n", NAMESPACE, f"redis-{number}") for number in numbers]
+        for pod in pods:
+            self.cluster.signal_container(pod, "redis", signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pod in pods:
+                self.cluster.signal_container(pod, "redis", signal.SIGCONT)
+
+
+class Nodes:
+    """What the nodes hold."""
+
+    def __init__(self, clients: Sequence["redis.Redis"]) -> None:
+        self._clients = clients
+
+    def tokens(self, semaphore: str, number: int) -> dict[int, str]:
+        """The live slots on one node, slot to token."""
+        client = self._clients[number]
+        entries: Any = client.hgetall(Keys().record(semaphore))
+        return {
+            int(slot): token
+            for slot, token in entries.items()
+            if slot.isdecimal() and client.exists(Keys().lease(token))
+        }
+
+    def reserved(self, token: str) -> bool:
+        """Whether the token's slot is still unclaimed on a majority of nodes."""
+        return sum(bool(client.exists(Keys().reservation(token))) for client in self._clients) >= majority(NODES)
+
+    def held(self, semaphore: str) -> set[str]:
+        """The tokens that hold a slot on a majority of nodes."""
+        counted = Counter(
+            token for number in range(len(self._clients)) for token in self.tokens(semaphore, number).values()
+        )
+        return {token for token, count in counted.items() if count >= majority(len(self._clients))}

@@ -1,0 +1,169 @@
+"""What an operator does with the installation, and what happens to it, while pods come and go."""
+
+import socket
+import ssl
+import threading
+import urllib.request
+from contextlib import suppress
+
+import pytest
+
+from tests.e2e.cluster import NODE, KubectlError
+from tests.e2e.installation import NAME, NAMESPACE, REDIS, WEBHOOK
+from tests.e2e.workloads import annotations, pod, pod_spec
+from tests.harness.waiting import free_port
+
+
+def test_the_overlay_runs_as_it_is_rendered(installation):
+    workloads = installation.cluster.items("pods", "-n", NAMESPACE)
+    by_component = sorted(each["metadata"]["labels"]["app.kubernetes.io/component"] for each in workloads)
+    assert by_component == ["redis"] * 3 + ["webhook"] * 2
+    assert not any(each["restartCount"] for one in workloads for each in one["status"]["containerStatuses"])
+
+
+def test_the_logs_of_the_webhook_and_of_the_nodes_are_read_by_their_labels(tenant):
+    tenant.create(pod("logged"))
+    everything = tenant.installation.logs(f"app.kubernetes.io/name={NAME}")
+    assert f'"namespace": "{tenant.name}"' in everything
+    nodes = tenant.installation.logs(REDIS)
+    assert nodes.count("Ready to accept connections") == 3
+    assert tenant.name not in nodes
+
+
+def test_the_metrics_are_scraped_through_a_forwarded_port(tenant):
+    tenant.create(pod("counted"))
+    # 8080 here may be somebody else's.
+    port = free_port()
+    command = ("port-forward", "-n", NAMESPACE, f"svc/{NAME}", f"{port}:8080")
+    with tenant.cluster.running_kubectl(*command) as forward:
+        assert forward.stdout is not None
+        assert "Forwarding from" in forward.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            page = answer.read().decode()
+    assert "flask_http_request_total" in page
+    assert "at_least_semaphore_verdicts_total" in page
+
+
+def test_who_would_evict_two_nodes_at_once_is_kept_from_it(tenant):
+    """A drain of the only worker node: one Redis pod goes, its budget holds the others, and pods are admitted on."""
+    drain = ("drain", NODE, f"--pod-selector={REDIS}", "--delete-emptydir-data")
+    try:
+        with pytest.raises(KubectlError, match="violate the pod's disruption budget"):
+            tenant.installation.kubectl(*drain, "--timeout=10s")
+        ready = tenant.cluster.get("statefulset", "redis", "-n", NAMESPACE)["status"]["readyReplicas"]
+        assert ready == 2
+        tenant.create(pod("meanwhile"))
+    finally:
+        tenant.kubectl("uncordon", NODE)
+        tenant.installation.wait_until_ready()
+    tenant.wait_ready("meanwhile")
+
+
+def test_a_node_that_lost_its_volume_is_repaired_and_every_slot_kept(tenant):
+    asked = annotations(length=3)
+    for number in range(2):
+        tenant.create(pod(f"kept-{number}", asked=asked))
+        tenant.wait_ready(f"kept-{number}")
+    held = tenant.wait_held(2)
+    with tenant.cluster.cordoned():
+        tenant.installation.kubectl("delete", "pod", "redis-1", "-n", NAMESPACE)
+        tenant.installation.empty_volume(1)
+    tenant.installation.wait_until_ready()
+    assert tenant.held() == held
+    # The next admission repairs it.
+    tenant.create(pod("third", asked=asked))
+    everybody = tenant.wait_held(3)
+    with tenant.installation.nodes() as nodes:
+        tenant.cluster.wait_for(
+            lambda: set(nodes.tokens(f"{tenant.name}/reports-db", 1).values()) == everybody,
+            "the emptied node to know every slot",
+        )
+    assert held < everybody
+    with pytest.raises(KubectlError, match="is full: 3 of 3"):
+        tenant.create(pod("fourth", asked=asked))
+
+
+class Load:
+    """Pods created one after the other, each in a semaphore of its own; none of them ever runs."""
+
+    def __init__(self, tenant):
+        self.tenant = tenant
+        self.created, self.failures = 0, []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._create)
+        self._api = tenant.cluster.api()
+
+    def _create(self):
+        nowhere = pod_spec(nodeSelector={"kubernetes.io/hostname": "nowhere"})
+        while not self._stop.is_set() and self.created < 5000:
+            name = f"load-{self.created}"
+            status, answer = self._api.create_pod(self.tenant.name, pod(name, nowhere, annotations(key=name)))
+            if status != 201:
+                self.failures.append(answer)
+            self.created += 1
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._api.close()
+
+    def wait_for_more(self, count=20):
+        """Until so many more have been created."""
+        enough = self.created + count
+        self.tenant.cluster.wait_for(lambda: self.created >= enough, f"{count} more pods to be created")
+
+
+def test_under_load_both_webhook_pods_can_be_replaced_and_the_certificate_rotated(tenant):
+    with Load(tenant) as load:
+        load.wait_for_more()
+        # One after the other, as a rollout does it.
+        tenant.installation.kubectl("rollout", "restart", "-n", NAMESPACE, f"deployment/{NAME}")
+        tenant.installation.wait_until_ready()
+        load.wait_for_more()
+        # And as an eviction does it.
+        for name in tenant.installation.webhooks():
+            tenant.installation.kubectl("delete", "pod", name, "-n", NAMESPACE)
+            tenant.installation.wait_until_ready()
+        load.wait_for_more()
+        fresh = tenant.installation.rotate_certificate()
+        for name in tenant.installation.webhooks():
+            address = tenant.cluster.get("pod", name, "-n", NAMESPACE)["status"]["podIP"]
+            tenant.cluster.wait_for(
+                lambda address=address: served_certificate(address) == fresh, "the new certificate to be served", 120
+            )
+        load.wait_for_more()
+    print(f"{load.created} pods were created meanwhile")
+    assert not load.failures
+
+
+def served_certificate(address):
+    """What the webhook at this address shows as its certificate."""
+    with socket.create_connection((address, 9443), 10) as plain:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as tls:
+            return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"")
+
+
+def test_with_the_webhook_gone_pods_that_ask_are_refused_and_others_are_not_touched(tenant):
+    try:
+        tenant.installation.kubectl("scale", "-n", NAMESPACE, f"deployment/{NAME}", "--replicas=0")
+        tenant.installation.kubectl("wait", "pods", "-n", NAMESPACE, "-l", WEBHOOK, "--for=delete", "--timeout=60s")
+        tenant.create(pod("plain", asked={}))
+        with pytest.raises(KubectlError, match="failed calling webhook"):
+            tenant.create(pod("asking"))
+    finally:
+        tenant.installation.kubectl("scale", "-n", NAMESPACE, f"deployment/{NAME}", "--replicas=2")
+        tenant.installation.wait_until_ready()
+
+    def is_created():
+        """The proxy of the Service hears of new endpoints a little later than we do."""
+        with suppress(KubectlError):
+            tenant.create(pod("asking"))
+            return True
+
+    tenant.cluster.wait_for(is_created, "a pod to be admitted again")
