@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo run test e2e model soak bench bench-api-server lint format clean
+.PHONY: help demo run test e2e programs model soak bench bench-api-server lint format clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(VENV)/installed ## all tests
 
 e2e: $(VENV)/installed ## the image, and the system in a real cluster on this machine; needs root, Go and Debian packages
 	E2E=1 $(RUN) -m pytest tests/image tests/manifests tests/e2e
+
+programs: $(VENV)/installed ## build the programs of a cluster that are not on this machine
+	$(RUN) -m tests.e2e.binaries
 
 model: $(VENV)/installed ## the protocol's model, through ten thousand histories
 	MODEL_EXAMPLES=10000 $(RUN) -m pytest tests/model

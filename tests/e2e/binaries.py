@@ -57,6 +57,11 @@ SOURCES = (
 )
 
 
+def is_asked_for() -> bool:
+    """Whether tests may take minutes and gigabytes for programs and images: in CI, and by `make e2e`."""
+    return os.environ.get("CI") == "true" or os.environ.get("E2E") == "1"
+
+
 class MissingError(Exception):
     """A program is not here; the message says which, and where it was looked for."""
 

@@ -1,23 +1,24 @@
 """A cluster with the project installed in it, once for all tests, and a namespace for each."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.binaries import MissingError
+from tests.e2e.binaries import MissingError, is_asked_for
 from tests.e2e.cluster import TOOLS, Cluster, KubectlError
 from tests.e2e.cluster import cluster as running_cluster
-from tests.e2e.installation import Installation, pack_images
+from tests.e2e.installation import NAMESPACE, WEBHOOK, Installation, pack_images
 from tests.e2e.machine import missing
 from tests.e2e.workloads import Tenant
+
+LOGS = ("logs", "-n", NAMESPACE, "-l", WEBHOOK, "--prefix", "--tail=50")
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if not {os.environ.get("CI"), os.environ.get("E2E")} & {"true", "1"}:
+    if not is_asked_for():
         pytest.skip("brings up a cluster, which takes minutes and gigabytes the first time; run `make e2e`")
     reason = missing(TOOLS)
     if reason:
@@ -52,7 +53,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     cluster = getattr(item, "funcargs", {}).get("cluster")
     if report.failed and cluster:
-        for what in (("get", "pods,replicasets,jobs", "-A", "-o", "wide"), ("get", "events", "-A")):
+        for what in (("get", "pods,replicasets,jobs", "-A", "-o", "wide"), ("get", "events", "-A"), LOGS):
             with suppress(KubectlError):
                 report.sections.append((f"kubectl {' '.join(what)}", cluster.kubectl(*what)[-12000:]))
     return report

@@ -65,7 +65,7 @@ class Installation:
         """Until everything runs as it was asked for, and what ran before is gone."""
         for workload in ("statefulset/redis", f"deployment/{NAME}"):
             self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
-        self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "former webhooks to be gone")
+        self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "just so many webhooks as were asked for")
 
     def pods(self, selector: str) -> list[Object]:
         """The pods with these labels, those on their way out as well."""
@@ -205,6 +205,11 @@ class Nodes:
     def reserved(self, token: str) -> bool:
         """Whether the token's slot is still unclaimed on a majority of nodes."""
         return sum(bool(client.exists(Keys().reservation(token))) for client in self._clients) >= majority(NODES)
+
+    def left_ms(self, token: str) -> int:
+        """How long a majority of nodes still has the token's lease; negative where it has none."""
+        left: list[Any] = sorted((client.pttl(Keys().lease(token)) for client in self._clients), reverse=True)
+        return int(left[majority(NODES) - 1])
 
     def held(self, semaphore: str) -> set[str]:
         """The tokens that hold a slot on a majority of nodes."""

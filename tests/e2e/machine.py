@@ -71,7 +71,7 @@ class Machine:
     """Namespaces with a network of their own, linked to ours; close it after use."""
 
     def __init__(self) -> None:
-        _clear_away()
+        clear_away()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)
         self.cgroup = self.folder.name
@@ -169,7 +169,7 @@ class Machine:
         _remove(self.folder)
 
 
-def _clear_away() -> None:
+def clear_away() -> None:
     """Remove what is left of machines whose owner was killed: their folder tells who that was."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         owner = folder.name.removeprefix(_PREFIX).partition("-")[0]

@@ -1,6 +1,7 @@
 """A machine of our own leaves nothing behind on the one that it runs on, however it ends."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.binaries import CACHE
-from tests.e2e.machine import machine, missing
+from tests.e2e.machine import clear_away, machine, missing
 from tests.harness.waiting import wait_for
 
 # A machine in which something runs, in a process of its own: it says where, and waits.
@@ -26,11 +27,21 @@ with machine() as made:
 """
 
 
+# Images are built, and run in folders alsph-…, by other tests meanwhile.
+_OF_IMAGES = re.compile(f"{CACHE}|/alsph-(?!machine)")
+# Without the name lookups of http.server, which end in vain after ten seconds.
+_SERVER = """
+import socketserver, sys
+socketserver.TCPServer((sys.argv[1], 8000), socketserver.BaseRequestHandler).serve_forever()
+"""
+
+
 @pytest.fixture(autouse=True)
 def _possible():
     reason = missing(("ip", "iptables", "unshare", "nsenter", "setpriv"))
     if reason:
         pytest.skip(reason)
+    clear_away()
 
 
 def said(*command):
@@ -45,8 +56,7 @@ def state():
         "routes": said("ip", "route"),
         # Without the time, and what was counted.
         "chains": [line.split()[0] for line in said("iptables-save", "-t", "nat").splitlines() if line[0] in ":-"],
-        # Without those of images that are being built meanwhile.
-        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if str(CACHE) not in line],
+        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if not _OF_IMAGES.search(line)],
         "sysctls": [each.read_text() for each in sysctls],
         "cgroups": sorted(str(each) for each in Path("/sys/fs/cgroup").glob("**/alsph-machine-*")),
     }
@@ -59,7 +69,7 @@ def test_the_machine_has_what_it_is_given_and_ours_does_not():
         made.run("iptables", "-t", "nat", "-N", "OURS")
         made.run("mount", "-t", "tmpfs", "tmpfs", "/mnt")
         assert "OURS" in made.run("iptables-save", "-t", "nat")
-        made.start("server", sys.executable, "-m", "http.server", "--bind", made.address)
+        made.start("server", sys.executable, "-c", _SERVER, made.address)
         wait_for(lambda: _is_reached(made.address, 8000), "a server in it to be reached from here")
         now = state()
         assert [now[each] for each in ("chains", "mounts", "sysctls")] == [
@@ -77,7 +87,10 @@ def test_nothing_is_left_of_a_machine_whose_owner_fails_or_is_killed(end):
     assert state() != before
     if end:
         owner.send_signal(end)
-    owner.communicate("\n")
+    try:
+        owner.communicate("\n", timeout=60)
+    finally:
+        owner.kill()
     wait_for(lambda: not _runs(int(pid)), "what ran in it to end")
     if end is signal.SIGKILL:
         assert Path(folder).exists()

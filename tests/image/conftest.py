@@ -1,20 +1,19 @@
 """The image, built once for all tests of it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import images
-from tests.e2e.binaries import MissingError
+from tests.e2e.binaries import MissingError, is_asked_for
 from tests.image.containers import PROGRAMS, Engine, running_engine
 
 
 @pytest.fixture(scope="session")
 def image() -> str:
     """The name of the project's image."""
-    if os.environ.get("CI") != "true" and os.environ.get("E2E") != "1":
+    if not is_asked_for():
         pytest.skip("builds images: run `make e2e`")
     try:
         images.require(PROGRAMS)

@@ -80,7 +80,7 @@ class Pod:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def client(self, username: str | None = None, password: str | None = None) -> redis.Redis:
+    def client(self, username: str = "probe", password: str = "any") -> redis.Redis:  # noqa: S107  anything will do
         return redis.Redis(
             "127.0.0.1",
             self.port,
@@ -99,10 +99,10 @@ def pod(base: Tree, tmp_path: Path) -> Iterator[Pod]:
 
 
 @contextmanager
-def serving(pod: Pod) -> Iterator[subprocess.Popen[str]]:
+def serving(pod: Pod, environ: dict[str, str] = PASSWORDS) -> Iterator[subprocess.Popen[str]]:
     """Meanwhile the node answers."""
     with pod.client() as client:
-        process = pod.start()
+        process = pod.start(environ)
         wait_for(lambda: answers(client, process), "the node to answer")
         yield process
         process.kill()
@@ -182,10 +182,9 @@ def test_the_server_itself_gets_the_signal_to_end(pod):
 
 
 def test_others_than_this_machine_may_connect(pod):
-    """Protected mode would turn them away, as the user `default` has no password."""
     with serving(pod), socket.create_connection((own_address(), pod.port), 5) as connection:
-        connection.sendall(b"PING\r\n")
-        assert b"+PONG\r\n" == connection.recv(100)
+        connection.sendall(b"AUTH probe any\r\n")
+        assert b"+OK\r\n" == connection.recv(100)
 
 
 def own_address() -> str:
@@ -196,6 +195,14 @@ def own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def test_a_second_password_with_space_around_it_refuses_to_start(pod):
+    process = pod.start({**PASSWORDS, "SIDECAR_PASSWORD_ALSO": "padded "})
+    said, _ = process.communicate(timeout=10)
+
+    assert process.returncode
+    assert "sidecar-password-also begins or ends with white space" in said
 
 
 @pytest.mark.parametrize("name", sorted(PASSWORDS))
@@ -220,7 +227,7 @@ def test_a_password_that_would_not_do_refuses_to_start_and_says_why(pod, name, p
         ("PONG", True, True),
         ("LOADING Redis is loading the dataset in memory", False, True),
         ("Could not connect to Redis at 127.0.0.1:6379: Connection refused", False, False),
-        ("NOPERM User default has no permissions to run the 'ping' command", False, False),
+        ("NOPERM User probe has no permissions to run the 'ping' command", False, False),
         ("", False, False),
     ],
     ids=["pong", "loading", "refused", "not permitted", "nothing"],
@@ -250,7 +257,6 @@ def test_a_node_is_durable_refuses_rather_than_forgets_and_stands_alone(tree):
 
     assert ("yes", "always") == (said["appendonly"], said["appendfsync"])
     assert "noeviction" == said["maxmemory-policy"]
-    assert "no" == said["protected-mode"]
     assert not {"replicaof", "cluster-enabled"} & set(said)
 
 
@@ -316,4 +322,16 @@ def test_names_of_nodes_are_told_whether_they_are_ready_or_not(tree):
 
 
 def test_the_script_reads_the_variables_that_the_container_has(tree):
-    assert set(PASSWORDS) == set(env(tree.pods["redis"]))
+    assert {f"{name}{which}" for name in PASSWORDS for which in ("", "_ALSO")} == set(env(tree.pods["redis"]))
+
+
+def test_while_passwords_are_changed_the_node_takes_the_other_ones_too(pod):
+    others = {"HOOK_PASSWORD_ALSO": "the next one", "SIDECAR_PASSWORD_ALSO": "and its neighbour"}
+    accepted = {"hook": (HOOK_PASSWORD, "the next one"), "sidecar": (SIDECAR_PASSWORD, "and its neighbour")}
+    with serving(pod, {**PASSWORDS, **others}):
+        for user, passwords in accepted.items():
+            for password in passwords:
+                with pod.client(user, password) as client, pytest.raises(NoPermissionError):
+                    client.keys("*")
+        with pod.client("hook", "and its neighbour") as client, pytest.raises(redis.AuthenticationError):
+            client.ping()

@@ -157,9 +157,9 @@ def test_config_maps_of_pods_are_there(tree):
 
 
 def secret_keys(tree: Tree) -> set[tuple[str, str]]:
-    """Secret and key of all variables that come from a Secret."""
+    """Secret and key of all variables that come from a Secret, but for those that it need not have."""
     references = [each["secretKeyRef"] for pod in tree.pods.values() for each in walk(pod) if "secretKeyRef" in each]
-    return {(each["name"], each["key"]) for each in references}
+    return {(each["name"], each["key"]) for each in references if not each.get("optional")}
 
 
 def test_base_asks_for_one_secret_that_is_not_its_own(base):

@@ -6,18 +6,26 @@ import runpy
 
 import pytest
 import trustme
+import yaml
 
 from app.admission.annotations import GROUP
 from app.admission.injection import container_name
-from app.settings import DEFAULT_IMAGE, Settings
+from app.settings import DEFAULT_IMAGE, Settings, SettingsError
 from sidecar.protocol import Address, majority
 from tests.manifests.objects import NAME, NAMESPACE, ROOT, Tree, env, only_container, ports, quantity
 
+LEFT_OPEN = "an overlay gives the addresses of the nodes"
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def environ(tree: Tree) -> dict[str, str]:
-    """The container's variables as the kubelet would set them; passwords are made up where the tree has none."""
+    """The container's variables as the kubelet would set them; what the base leaves to overlays is made up."""
+    given = rendered_environ(tree)
+    return given | ({"REDIS_ADDRESSES": "redis-0:6379"} if given["REDIS_ADDRESSES"] == LEFT_OPEN else {})
+
+
+def rendered_environ(tree: Tree) -> dict[str, str]:
+    """The same, but for the addresses, which are as they stand; passwords are made up where the tree has none."""
     stored = {
         key: base64.b64decode(value).decode() for each in tree.all("Secret") for key, value in each["data"].items()
     }
@@ -55,8 +63,19 @@ def test_the_addresses_are_the_names_of_the_three_nodes(dev):
     assert {6379} == set(ports(dev.pods["redis"]).values())
 
 
-def test_base_leaves_the_addresses_to_overlays(base):
-    assert "REDIS_ADDRESSES" not in environ(base)
+def test_base_leaves_the_addresses_to_overlays_and_does_not_start_without(base):
+    with pytest.raises(SettingsError, match=f"REDIS_ADDRESSES: '{LEFT_OPEN}' is not an address"):
+        Settings.from_env(rendered_environ(base))
+
+
+def test_an_image_of_sidecars_that_was_not_copied_does_not_start(dev):
+    """As when the patch is taken to another overlay without the replacement."""
+    patch = yaml.safe_load((ROOT / "k8s" / "overlays" / "dev" / "webhook.yaml").read_text())
+    [container] = patch["spec"]["template"]["spec"]["containers"]
+    [image] = [each["value"] for each in container["env"] if each["name"] == "SIDECAR_IMAGE"]
+
+    with pytest.raises(SettingsError, match="SIDECAR_IMAGE"):
+        Settings.from_env({**environ(dev), "SIDECAR_IMAGE": image})
 
 
 def test_the_ports_are_those_that_the_app_listens_on(tree):
