@@ -1,5 +1,7 @@
 # `make demo` and `make test` need nothing but Python 3.11, git and make.
 PYTHON ?= python3.11
+# Processes that run tests. They mostly wait; with many more of them answers come late.
+WORKERS ?= 4
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -15,7 +17,7 @@ run: $(VENV)/installed ## three nodes and a webhook that stay, and a review to s
 	$(RUN) -m tests.run
 
 test: $(VENV)/installed ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS)
 
 e2e: $(VENV)/installed ## the image, and the system in a real cluster on this machine; needs root, Go and Debian packages
 	E2E=1 $(RUN) -m pytest tests/image tests/manifests tests/e2e

@@ -4,9 +4,10 @@ Knows arguments and exit statuses: 0 done, 1 the check failed, 2 started wrongly
 """
 
 import os
+import signal
 import sys
 
-from sidecar.keeper import Keeper
+from sidecar.keeper import SIGNALS, Keeper
 from sidecar.protocol import Renewal
 from sidecar.settings import Settings, SettingsError
 
@@ -20,6 +21,8 @@ def main(arguments: list[str]) -> int:
         return complain(f"sidecar: {error}", 2)
     if arguments:
         return check(Keeper(settings))
+    # Before any other thread is there: each of them inherits it, and one waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     Keeper(settings).keep()
     return 0
 

@@ -7,6 +7,7 @@ else grants it anew.
 import signal
 import time
 from _queue import Empty, SimpleQueue
+from _thread import start_new_thread
 from collections.abc import Callable
 
 from sidecar.lease import Lease, State
@@ -43,10 +44,8 @@ class Keeper:
         self._reservation_key = keys.reservation(settings.token)
 
     def keep(self) -> None:
-        """Renew until SIGTERM or SIGINT, then end as the mode demands."""
-        for signum in SIGNALS:
-            # SimpleQueue.put may interrupt a get of the same thread: it is documented as reentrant.
-            signal.signal(signum, lambda *_: self._inbox.put(None))
+        """Renew until SIGTERM or SIGINT, which all threads must have blocked, then end as the mode demands."""
+        start_new_thread(self._await_signal, ())
         lease = Lease(self._settings.lease_seconds, time.monotonic())
         while not self._stopping:
             asked_at = time.monotonic()
@@ -70,6 +69,14 @@ class Keeper:
             for node, address in enumerate(self._settings.addresses)
             if node not in self._round.replies
         }
+
+    def _await_signal(self) -> None:
+        """For a thread that does nothing else: a handler would not end a wait that begins just after its signal came.
+
+        A second signal changes nothing, and stays blocked.
+        """
+        signal.sigwait(SIGNALS)
+        self._inbox.put(None)
 
     def _prolong(self) -> None:
         """Ask for a whole lease from now and, where it still stands, remove the reservation."""
@@ -117,8 +124,6 @@ class Keeper:
         return {"failed": self.failures()} if self._round.renewal() is Renewal.UNKNOWN else {}
 
     def _end(self) -> None:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)  # a second one changes nothing
         if self._settings.mode is Mode.NATIVE:
             self._give_back()
         else:

@@ -5,7 +5,6 @@ caller: whatever goes wrong at a node is an answer with a failure.
 """
 
 import os
-import signal
 import time
 
 # The C parts of queue, socket and threading: the modules around them cost 0.7 MB in every admitted pod.
@@ -83,8 +82,6 @@ class Node:
         self._questions.put(question)
 
     def _serve(self) -> None:
-        # A signal shall end the wait of the main thread, so the kernel must not hand it to this one.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         while True:
             self._answers.put(self._answer(self._newest_question()))
 

@@ -167,15 +167,19 @@ def test_with_one_node_failing_pods_get_keep_and_give_back_their_slots(world, be
 
 
 def say(node: RedisNode, *lines: str) -> str:
-    """What the node answers at once; a client would try again until it has loaded its data."""
-    with suppress(ConnectionError), socket.create_connection(node.address, timeout=20) as connection:
+    """What the node answers at once, to the last line; a client would try again until it has loaded its data."""
+    with (
+        suppress(ConnectionError),
+        socket.create_connection(node.address, timeout=20) as connection,
+        connection.makefile() as answers,
+    ):
         connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
-        return connection.recv(4096).decode()
+        return [answers.readline() for _ in lines][-1]
     return ""
 
 
 def is_loading(node: RedisNode) -> bool:
-    return say(node, "PING").startswith("-LOADING")
+    return say(node, "AUTH tester tester", "PING").startswith("-LOADING")
 
 
 @NUMBERS

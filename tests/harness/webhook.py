@@ -93,6 +93,7 @@ class Webhook:
             )
         try:
             wait_for(self._serves, "the webhook to serve")
+            wait_for(lambda: sum(map(has_booted, self.workers())) == workers, "all its workers to have started")
         except BaseException:
             self.close()
             raise
@@ -180,6 +181,13 @@ class Webhook:
                 except subprocess.TimeoutExpired:
                     continue
         shutil.rmtree(self.folder)
+
+
+def has_booted(worker: int) -> bool:
+    """Whether its signals reach it: one that comes before is lost to the handlers of the process that forked it."""
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    caught = next(line for line in lines if line.startswith("SigCgt")).split()[1]
+    return bool(int(caught, 16) & 1 << (signal.SIGABRT - 1))  # which only workers handle
 
 
 def read_answer(answer: Mapping[str, Any], pod: dict[str, Any]) -> Answer:

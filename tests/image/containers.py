@@ -58,7 +58,7 @@ class Engine:
             yield Container(self, name, process, log)
         finally:
             self("rm", "--force", "--time", "0", name)
-            process.wait(20)
+            process.wait(60)
 
 
 class Container:
