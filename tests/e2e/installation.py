@@ -9,8 +9,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import trustme
 from app.settings import DEFAULT_IMAGE
 from sidecar.protocol import Keys, majority
 from tests.e2e import binaries, images
-from tests.e2e.cluster import NODE, PAUSE_IMAGE, Cluster, Object
+from tests.e2e.cluster import NODE, PAUSE_IMAGE, Cluster, KubectlError, Object
+from tests.harness.webhook import pod_asking
 
 ROOT = Path(__file__).parents[2]
 # What the manifests, the examples and the tests' own pods name; nothing is pulled, so others stand in for them.
@@ -52,7 +52,7 @@ class Installation:
         self.kubectl("apply", "--filename=tests/manifests/schemas")
         self.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
         cluster.apply(*(self._volume(number) for number in range(NODES)))
-        self.kubectl("apply", "-k", OVERLAY)
+        self.install()
         self.rotate_certificate()
         self._publish_authority()
         self.wait_until_ready()
@@ -61,11 +61,23 @@ class Installation:
         """kubectl in the folder of the project, as its README says it."""
         return self.cluster.kubectl(*arguments, folder=ROOT)
 
+    def install(self) -> None:
+        """As the README says."""
+        self.kubectl("apply", "-k", OVERLAY)
+
     def wait_until_ready(self) -> None:
         """Until everything runs as it was asked for, and what ran before is gone."""
         for workload in ("statefulset/redis", f"deployment/{NAME}"):
             self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
         self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "just so many webhooks as were asked for")
+        # The proxy of a Service hears of its endpoints a little later than we do.
+        self.cluster.wait_for(self._is_asked, "the API server to reach a webhook")
+
+    def _is_asked(self) -> bool:
+        with suppress(KubectlError):
+            self.cluster.kubectl("create", "--dry-run=server", "--filename=-", text=json.dumps(pod_asking()))
+            return True
+        return False
 
     def pods(self, selector: str) -> list[Object]:
         """The pods with these labels, those on their way out as well."""
@@ -150,21 +162,21 @@ class Installation:
 
     # What the nodes hold
 
-    @cached_property
     def _password(self) -> str:
-        secrets = self.cluster.items("secrets", "-n", NAMESPACE)
-        return next(
-            base64.b64decode(each["data"]["hook-password"]).decode()
-            for each in secrets
-            if "hook-password" in each.get("data", {})
-        )
+        """What the nodes know the webhook by."""
+        nodes = self.cluster.get("statefulset", "redis", "-n", NAMESPACE)
+        variables = nodes["spec"]["template"]["spec"]["containers"][0]["env"]
+        reference = next(each["valueFrom"]["secretKeyRef"] for each in variables if each["name"] == "HOOK_PASSWORD")
+        secret = self.cluster.get("secret", reference["name"], "-n", NAMESPACE)
+        return base64.b64decode(secret["data"][reference["key"]]).decode()
 
     @contextmanager
     def nodes(self) -> Iterator["Nodes"]:
         """All three nodes, which must be running, as the webhook's user sees them; from outside of the cluster."""
         addresses = [each["status"]["podIP"] for each in self.pods(REDIS)]
+        password = self._password()
         clients = [
-            redis.Redis(each, username="hook", password=self._password, decode_responses=True, socket_timeout=5)
+            redis.Redis(each, username="hook", password=password, decode_responses=True, socket_timeout=5)
             for each in addresses
         ]
         try:
