@@ -70,7 +70,7 @@ class Cluster:
         )
         if done.returncode:
             raise KubectlError(arguments, done.stdout, done.stderr)
-        return done.stdout + done.stderr
+        return done.stdout
 
     def kubectl_command(self, *arguments: str) -> list[str]:
         return [str(find("kubectl")), *arguments]
@@ -92,17 +92,14 @@ class Cluster:
             process.kill()
             process.communicate()
 
-    def apply(self, *objects: Mapping[str, Any]) -> None:
-        self.kubectl("apply", "--filename=-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    def apply(self, *objects: Mapping[str, Any], options: Sequence[str] = ()) -> None:
+        """Create or alter them by `kubectl apply`."""
+        listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl(*options, "apply", "--filename=-", text=listed)
 
     def get(self, *arguments: str) -> Object:
         """`kubectl get`, decoded: one object, or a list by a kind alone."""
-        done = subprocess.run(
-            self.kubectl_command("get", *arguments, "--output=json"), env=self.environ, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise KubectlError(("get", *arguments), done.stdout, done.stderr)
-        found: Object = json.loads(done.stdout)
+        found: Object = json.loads(self.kubectl("get", *arguments, "--output=json"))
         return found
 
     def items(self, *arguments: str) -> list[Object]:

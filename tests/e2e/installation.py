@@ -20,6 +20,8 @@ from app.settings import DEFAULT_IMAGE
 from sidecar.protocol import Keys, majority
 from tests.e2e import binaries, images
 from tests.e2e.cluster import NODE, PAUSE_IMAGE, Cluster, KubectlError, Object
+from tests.harness.nodes import HOOK_USER
+from tests.harness.semaphores import live_slots
 from tests.harness.webhook import pod_asking
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +178,7 @@ class Installation:
         addresses = [each["status"]["podIP"] for each in self.pods(REDIS)]
         password = self._password()
         clients = [
-            redis.Redis(each, username="hook", password=password, decode_responses=True, socket_timeout=5)
+            redis.Redis(each, username=HOOK_USER, password=password, decode_responses=True, socket_timeout=5)
             for each in addresses
         ]
         try:
@@ -206,13 +208,7 @@ class Nodes:
 
     def tokens(self, semaphore: str, number: int) -> dict[int, str]:
         """The live slots on one node, slot to token."""
-        client = self._clients[number]
-        entries: Any = client.hgetall(Keys().record(semaphore))
-        return {
-            int(slot): token
-            for slot, token in entries.items()
-            if slot.isdecimal() and client.exists(Keys().lease(token))
-        }
+        return live_slots(self._clients[number], Keys().record(semaphore))
 
     def reserved(self, token: str) -> bool:
         """Whether the token's slot is still unclaimed on a majority of nodes."""

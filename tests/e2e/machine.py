@@ -81,10 +81,7 @@ class Machine:
         self._our_end = f"alsph{number}"
         self.address, self._our_address = f"10.{number}.0.2", f"10.{number}.0.1"
         self.pod_network, self.service_network = f"10.{number}.1.0/24", f"10.{number}.2.0/24"
-        self._init = subprocess.Popen(
-            [*_UNSHARED, sys.executable, "-c", _INIT],
-            stdout=subprocess.PIPE,
-        )
+        self._init = subprocess.Popen([*_UNSHARED, sys.executable, "-c", _INIT], stdout=subprocess.PIPE)
         try:
             assert self._init.stdout is not None
             assert self._init.stdout.readline() == b"\n", "the namespaces could not be made"
@@ -105,11 +102,9 @@ class Machine:
         namespaces = ["--mount", "--net", "--pid", "--uts"]
         return ["nsenter", f"--target={self._pid}", *namespaces, f"--wd={self.folder}", "--", *arguments]
 
-    def run(self, *arguments: str, text: str | None = None) -> str:
+    def run(self, *arguments: str) -> str:
         """Run it in the machine to its end; its output. Raises CalledProcessError."""
-        return subprocess.run(
-            self.command(*arguments), input=text, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
+        return subprocess.run(self.command(*arguments), stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def start(self, name: str, *arguments: str | Path) -> Program:
         """Start a program that goes on; its log is `<name>.log`, continued if it was started before."""

@@ -1,16 +1,15 @@
 """What users create: pods that ask for slots, the controllers that own them, and what became of them."""
 
-import json
 import subprocess
 import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from app.admission.annotations import GROUP
 from sidecar.protocol import Variable
 from tests.e2e.cluster import Cluster, Object
 from tests.e2e.installation import APP_IMAGE, SIDECAR, Installation
+from tests.harness.webhook import annotations_asking
 
 APP = "app"
 # Says when it starts, when it is asked to end, and when it has; the second takes it a second.
@@ -32,9 +31,7 @@ _HARDENED = {
 
 def annotations(key: str = "reports-db", length: int = 1, expiration: int = 30, **more: str) -> dict[str, str]:
     """Those of our group; `more` with _ for -."""
-    asked = {"at-least-semaphore-pod": "true", "key": key, "length": str(length), "expiration": str(expiration)}
-    asked |= {name.replace("_", "-"): value for name, value in more.items()}
-    return {f"{GROUP}/{name}": value for name, value in asked.items()}
+    return annotations_asking(key, length, expiration, **more)
 
 
 def pod_spec(script: str = _APP, *, grace_seconds: int = 10, **more: Any) -> Object:
@@ -83,7 +80,7 @@ class Tenant:
 
     def create(self, *objects: Object) -> None:
         """As a person would: by `kubectl apply`."""
-        self.kubectl("apply", "--filename=-", text=_list(objects))
+        self.cluster.apply(*objects, options=("--namespace", self.name))
 
     def get(self, *arguments: str) -> Object:
         return self.cluster.get("--namespace", self.name, *arguments)
@@ -135,13 +132,14 @@ class Tenant:
 
     def events(self, reason: str) -> list[str]:
         """What a person reads in `kubectl describe`."""
-        found = self.cluster.items("--namespace", self.name, "events", f"--field-selector=reason={reason}")
-        return [each["message"] for each in found]
+        return [each["message"] for each in self._events(reason)]
 
     def count_events(self, reason: str) -> int:
         """How often that happened."""
-        found = self.cluster.items("--namespace", self.name, "events", f"--field-selector=reason={reason}")
-        return sum(each.get("count") or 1 for each in found)
+        return sum(each.get("count") or 1 for each in self._events(reason))
+
+    def _events(self, reason: str) -> list[Object]:
+        return self.cluster.items("--namespace", self.name, "events", f"--field-selector=reason={reason}")
 
     def follow(self, pod_name: str, container: str) -> "Log":
         return Log(self.cluster, self.name, pod_name, container)
@@ -174,9 +172,6 @@ class Log:
             seconds,
         )
         return datetime.fromisoformat(line.split()[0][:26].rstrip("Z") + "+00:00").timestamp()
-
-    def count(self, part: str) -> int:
-        return sum(part in line for line in list(self._lines))
 
     def close(self) -> None:
         self._process.kill()
@@ -213,7 +208,3 @@ def started_at(pod: Object, container: str) -> str | None:
     """When it started, as text that can be compared; None when it has not."""
     started = status_of(pod, container).get("state", {}).get("running", {}).get("startedAt")
     return str(started) if started else None
-
-
-def _list(objects: tuple[Object, ...]) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})

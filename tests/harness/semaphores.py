@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any, Protocol
 
+import redis
+
 from app.semaphore.commands import load_scripts
 from app.semaphore.model import Claim
 from app.semaphore.node import Node
@@ -77,10 +79,15 @@ def soon() -> float:
 def leases_on(node: RedisNode) -> dict[int, str]:
     """The live slots on one node: slot → token."""
     with node.client() as client:
-        entries: dict[str, Any] = client.hgetall(RECORD)
-        return {
-            int(slot): token for slot, token in entries.items() if slot.isdecimal() and client.exists(f"lease:{token}")
-        }
+        return live_slots(client, RECORD)
+
+
+def live_slots(client: "redis.Redis", record: str) -> dict[int, str]:
+    """What the node of this connection has of a record: slot → token, as far as the token's lease lives there."""
+    entries: Any = client.hgetall(record)
+    return {
+        int(slot): token for slot, token in entries.items() if slot.isdecimal() and client.exists(Keys().lease(token))
+    }
 
 
 def all_leases_on(node: RedisNode) -> set[str]:

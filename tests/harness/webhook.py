@@ -200,6 +200,13 @@ def read_answer(answer: Mapping[str, Any], pod: dict[str, Any]) -> Answer:
     return Answer(response["allowed"], status.get("code"), status.get("message", ""), response.get("warnings", []), pod)
 
 
+def annotations_asking(key: str, length: int, expiration: int, **more: str) -> dict[str, str]:
+    """Those of a pod that asks for a slot; `more` are further ones of our group, with _ for -."""
+    asked = {"at-least-semaphore-pod": "true", "key": key, "length": str(length), "expiration": str(expiration)}
+    asked |= {name.replace("_", "-"): value for name, value in more.items()}
+    return {f"{GROUP}/{name}": value for name, value in asked.items()}
+
+
 def pod_asking(
     key: str = "reports-db",
     length: int = 3,
@@ -209,15 +216,13 @@ def pod_asking(
     **more: str,
 ) -> dict[str, Any]:
     """A pod that asks for a slot; `more` are further annotations of our group, with _ for -."""
-    annotations = {"at-least-semaphore-pod": "true", "key": key, "length": str(length), "expiration": str(expiration)}
-    annotations |= {name.replace("_", "-"): value for name, value in more.items()}
     kind, name = owner.split("/")
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "generateName": f"{name}-",
-            "annotations": {f"{GROUP}/{name}": value for name, value in annotations.items()},
+            "annotations": annotations_asking(key, length, expiration, **more),
             "ownerReferences": [
                 {"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": str(uuid.uuid4()), "controller": True}
             ],

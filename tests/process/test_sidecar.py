@@ -156,16 +156,6 @@ def calls(node: RedisNode, command: str) -> int:
         return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
-def await_end_by_signals(process: Sidecar) -> None:
-    """SIGTERM once more, and once more."""
-
-    def ended_by_one_more() -> bool:
-        process.send(signal.SIGTERM)
-        return not process.running
-
-    wait_for(ended_by_one_more, "its end")
-
-
 def finished(env: Mapping[str, str], command: Sequence[str] = CHECK) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         with_interpreter(command),
@@ -410,7 +400,12 @@ def test_a_sidecar_ends_though_all_nodes_hang_and_signals_repeat(slot, nodes, mo
             node.pause()
         for signum in (signal.SIGINT, signal.SIGTERM):
             process.send(signum)
-        await_end_by_signals(process)
+
+        def ended_by_one_more() -> bool:
+            process.send(signal.SIGTERM)
+            return not process.running
+
+        wait_for(ended_by_one_more, "its end")
         assert 0 == process.ended()
         assert 1 == len(process.said("free"))
 
