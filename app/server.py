@@ -1,7 +1,8 @@
 """What the server adds to gunicorn's sync worker: TLS that follows its files, and patience that costs nothing.
 
 Knows sockets and certificates, nothing of admissions. A sync worker serves one request at a time, so a peer that is
-silent, or slow, must not be able to keep it: its connection is parked until it has said all.
+silent, or slow, must not be able to keep it: its connection is parked until it has said all. So is one that has been
+answered, as a TLS handshake costs more than an admission: what the peer asks next comes without one.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import selectors
 import socket
 import ssl
 import time
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gunicorn.http import get_parser
+from gunicorn.http import Request, get_parser
 from gunicorn.http.errors import NoMoreData
+from gunicorn.http.wsgi import create
 from gunicorn.sock import ssl_wrap_socket
 from gunicorn.workers.sync import SyncWorker
 
@@ -30,9 +33,14 @@ REQUEST_SECONDS = 3.0
 LATE_SECONDS = 0.2
 # How long a worker waits for room for the answer. There is: the buffers of a socket hold more than we ever say.
 ANSWER_SECONDS = 1.0
-# How long a peer may take to close the connection when it has been answered.
+# How long a connection is kept that asks nothing. The API server closes its own after 90 seconds: were we the first to
+# do so, it might just be sending a review, which would fail (Go's http.Transport repeats no POST).
+IDLE_SECONDS = 120.0
+# When an answer is the last one on its connection: another certificate, worker or replica has its turn.
+OLD_SECONDS = 60.0
+# How long a peer may take to close the connection when it has been answered for the last time.
 CLOSING_SECONDS = 2.0
-# How long a worker that is told to stop goes on to serve those that have already connected.
+# How long a worker that is told to stop goes on to serve those that have already connected, each with one last answer.
 DRAIN_SECONDS = 5.0
 # How often a worker looks whose time is over.
 TICK_SECONDS = 0.5
@@ -50,8 +58,15 @@ RECORD_BYTES = 16 * 1024
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
-def request_length(received: bytes | bytearray) -> int | None:
-    """How many bytes the request has that begins so; None while that cannot be told.
+class RequestEnd(NamedTuple):
+    """Where a request ends, in bytes, and whether it is certain that the next one begins there."""
+
+    at: int
+    is_certain: bool
+
+
+def request_end(received: bytes | bytearray) -> RequestEnd | None:
+    """The end of the request that begins so; None while that cannot be told.
 
     Anything but a plain head with at most one plain Content-Length ends with its head, or at once if the head is
     broken or too long: gunicorn and the application know what to answer. To be wrong costs LATE_SECONDS.
@@ -59,13 +74,15 @@ def request_length(received: bytes | bytearray) -> int | None:
     end = received.find(b"\r\n\r\n", 0, LARGEST_HEAD_BYTES)
     if end < 0:
         broken = received.count(b"\n") != received.count(b"\r\n")
-        return len(received) if broken or len(received) >= LARGEST_HEAD_BYTES else None
+        return RequestEnd(len(received), False) if broken or len(received) >= LARGEST_HEAD_BYTES else None
     head_length = end + len(b"\r\n\r\n")
     match _FRAMING.findall(received, 0, end):
+        case []:
+            return RequestEnd(head_length, True)
         case [(name, value)] if name.lower() == b"content-length" and re.fullmatch(rb"[0-9]{1,7}[ \t]*", value):
-            length = int(value)
-            return head_length + (length if length <= LARGEST_BODY_BYTES else 0)
-    return head_length
+            if int(value) <= LARGEST_BODY_BYTES:
+                return RequestEnd(head_length + int(value), True)
+    return RequestEnd(head_length, False)
 
 
 class Connection(ssl.SSLSocket):
@@ -75,10 +92,15 @@ class Connection(ssl.SSLSocket):
     listener: socket.socket
     address: Any
     received: bytearray
+    answer: bytearray
     deadline: float  # while parked, by the worker's clock
+    old: float  # by that clock
+    is_idle: bool  # between an answer and the next request
     late: float  # while served
 
-    _length: int | None = None
+    may_be_kept: bool  # what comes next is another request
+
+    _end: RequestEnd | None = None
 
     @property
     def answered(self) -> bool:
@@ -96,8 +118,11 @@ class Connection(ssl.SSLSocket):
         if self.answered:
             return False
         self.received += data
-        self._length = self._length or request_length(self.received)
-        return self._length is not None and len(self.received) >= self._length
+        self._end = self._end or request_end(self.received)
+        if self._end is None or len(self.received) < self._end.at:
+            return False
+        self.may_be_kept = self._end == (len(self.received), True)
+        return True
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """For gunicorn: what has been taken in, and then what comes until it is late."""
@@ -107,6 +132,7 @@ class Connection(ssl.SSLSocket):
             data = bytes(self.received[:buflen])
             del self.received[:buflen]
             return data
+        self.may_be_kept = False
         seconds_left = self.late - time.monotonic()
         if seconds_left > 0:
             self.settimeout(seconds_left)
@@ -116,14 +142,20 @@ class Connection(ssl.SSLSocket):
         raise ConnectionResetError(errno.ECONNRESET, "the peer was too slow with its request")
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """For gunicorn: the answer."""
+        """For gunicorn: a part of the answer. All of it goes out at once, in one record."""
+        self.answer += data
+
+    def reply(self) -> None:
+        """Send the answer; what the peer says next is another request. Raises OSError if it is gone."""
         self.settimeout(ANSWER_SECONDS)
-        super().sendall(data, flags)
+        super().sendall(self.answer)
+        self.setblocking(False)
+        self.received.clear()
+        self.answer.clear()
+        self._end = None
 
     def finish(self) -> None:
         """Tell the peer that this was all, without waiting for it to say the same. Raises OSError if it is gone."""
-        self.received.clear()
-        self.setblocking(False)
         with contextlib.suppress(OSError, ValueError):  # SSLWantReadError: it has not said the same
             self.unwrap()
         self.shutdown(socket.SHUT_WR)
@@ -163,6 +195,7 @@ class TlsContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.sslsocket_class = Connection
+        context.num_tickets = 0  # the API server resumes no session, and making a ticket costs part of a handshake
         for file in self._files:
             if not os.access(file, os.R_OK):
                 raise CertificateError(f"{file} is not there or cannot be read")
@@ -193,7 +226,8 @@ def _state(file: Path) -> tuple[int, int, int] | None:
 class Worker(SyncWorker):  # type: ignore[misc]
     """gunicorn's sync worker, but only a request that is complete occupies it.
 
-    A connection is parked before that, and from the answer until the peer closes: it costs a file and what has come.
+    A connection is parked before that, and after the answer until the next request or until the peer closes: it costs
+    a file and what has come.
     """
 
     def run(self) -> None:
@@ -214,21 +248,19 @@ class Worker(SyncWorker):  # type: ignore[misc]
     def _turn(self, wait_seconds: float) -> bool:
         """Do what there is to do, after waiting for it; say whether there was something.
 
-        A request that is complete comes first, and one new connection last: another worker may be free to take it.
+        Requests that are complete come first, and one new connection last: another worker may be free to take it.
         """
         self.notify()
         now = self._now()  # whose time is over now can still have sent what is found then
         ready = [key.fileobj for key, _ in self._selector.select(wait_seconds)]
         for connection in ready:
-            if isinstance(connection, Connection) and self._served(connection):
-                now = 0.0  # nobody's time is over before everybody has been listened to
-                break
-        else:
-            if self.PIPE[0] in ready:
-                os.read(self.PIPE[0], 4096)
-            for listener in self.sockets:
-                if listener in ready:
-                    self.accept(listener)
+            if isinstance(connection, Connection):
+                self._listen(connection)
+        if self.PIPE[0] in ready:
+            os.read(self.PIPE[0], 4096)
+        for listener in self.sockets:
+            if listener in ready:
+                self.accept(listener)
         self._cut_off(now)
         return bool(ready)
 
@@ -244,40 +276,74 @@ class Worker(SyncWorker):  # type: ignore[misc]
             connection = ssl_wrap_socket(plain, self.cfg)
         except OSError:  # another worker was faster, or the peer is gone again
             return
-        connection.listener, connection.address, connection.received = listener, address, bytearray()
-        connection.deadline = self._now() + REQUEST_SECONDS
-        self._parked[connection] = None
+        connection.listener, connection.address = listener, address
+        connection.received, connection.answer = bytearray(), bytearray()
+        connection.is_idle, connection.old = False, self._now() + OLD_SECONDS
+        self._park(connection, REQUEST_SECONDS)
         self._selector.register(connection, selectors.EVENT_READ)
-        self._served(connection)  # its peer has sent something, else TCP_DEFER_ACCEPT would hold it back
+        self._listen(connection)  # its peer has sent something, else TCP_DEFER_ACCEPT would hold it back
 
-    def _served(self, connection: Connection) -> bool:
-        """Read on without waiting, serve the request if it is complete, and say so."""
-        complete = False
+    def _park(self, connection: Connection, seconds: float) -> None:
+        """Give it so much time, as the youngest."""
+        connection.deadline = self._now() + seconds
+        self._parked.pop(connection, None)
+        self._parked[connection] = None
+
+    def _listen(self, connection: Connection) -> None:
+        """Read on without waiting, and serve the request if it is complete."""
         try:
-            complete = connection.read_on()
-            if complete:
+            if connection.read_on():
                 self._serve(connection)
-                connection.finish()
+            elif connection.is_idle and connection.received:
+                connection.is_idle = False
+                self._park(connection, REQUEST_SECONDS)
         except OSError as error:
             if isinstance(error, ssl.SSLError):
                 log.warning("refused a connection of %s: %s", connection.address[0], error)
             self._close(connection)
-        return complete
 
     def _serve(self, connection: Connection) -> None:
         """As gunicorn's `handle`, which would wait for the peer to close the connection."""
+        self.notify()
         started = time.monotonic()
         connection.late = started + LATE_SECONDS
+        connection.is_idle = False
         request = None
         try:
             request = next(get_parser(self.cfg, connection, connection.address))
-            self.handle_request(connection.listener, request, connection, connection.address)
+            connection.is_idle = self._answer(connection, request)
         except (NoMoreData, StopIteration, ConnectionError, TimeoutError, ssl.SSLError) as error:
             log.debug("a peer is gone: %s", error)
+            connection.answer.clear()
         except (Exception, SystemExit) as error:  # noqa: BLE001  it is logged there, and answered
+            connection.answer.clear()
             self.handle_error(request, connection, connection.address, error)
-        self._spent_serving += time.monotonic() - started
-        connection.deadline = self._now() + CLOSING_SECONDS
+        finally:
+            self._spent_serving += time.monotonic() - started
+        connection.reply()
+        if connection.is_idle:
+            self._park(connection, IDLE_SECONDS)
+        else:
+            connection.finish()
+            self._park(connection, CLOSING_SECONDS)
+
+    def _answer(self, connection: Connection, request: Request) -> bool:
+        """As gunicorn's `handle_request`, which closes every connection; say whether this one is kept."""
+        began = datetime.now()
+        server = connection.listener.getsockname()
+        response, environ = create(request, connection, connection.address, server, self.cfg)
+        if not (self.alive and connection.may_be_kept and self._now() < connection.old):
+            response.force_close()
+        chunks = self.wsgi(environ, response.start_response)
+        try:
+            for chunk in chunks:
+                response.write(chunk)
+            response.close()
+        finally:
+            self.log.access(response, request, environ, datetime.now() - began)
+            if hasattr(chunks, "close"):
+                chunks.close()
+        return not response.should_close()
 
     def _cut_off(self, now: float) -> None:
         """Close the connections whose time is over and, where there is too much to keep, the oldest."""
@@ -286,7 +352,7 @@ class Worker(SyncWorker):  # type: ignore[misc]
             held += len(connection.received)
             too_slow = connection.deadline <= now
             if too_slow or count > PARKED_CONNECTIONS or (connection.received and held > PARKED_BYTES):
-                if not connection.answered:
+                if not (connection.answered or connection.is_idle):
                     why = "that was too slow with its" if too_slow else "to make room, in its"
                     log.info("cut off a peer %s %s", why, "request" if connection.version() else "handshake")
                 self._close(connection)

@@ -1,5 +1,6 @@
 """The real gunicorn against peers that are wrong, slow or silent, through rotation, signals and deaths."""
 
+import http.client
 import json
 import os
 import signal
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import trustme
@@ -104,6 +108,45 @@ def test_other_paths_and_methods_are_no_errors_of_the_server(webhook: Webhook):
 # Slow and silent peers -----------------------------------------------------------------------------------
 
 
+class Peer:
+    """A client that keeps its connection, as the API server does."""
+
+    def __init__(self, webhook: Webhook) -> None:
+        self._plain = socket.create_connection(("127.0.0.1", webhook.port), timeout=30)
+        self.socket = webhook.tls.wrap_socket(self._plain, server_hostname="localhost")
+        self.socket.settimeout(30)
+
+    def send(self, path: str = "/healthz", body: bytes = b"", method: str = "POST") -> None:
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self.socket.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    def answer(self) -> tuple[int, str, bytes]:
+        """The status, the header `Connection` and the body of the next answer; ConnectionError if there is none."""
+        response = http.client.HTTPResponse(self.socket)
+        response.begin()
+        body = response.read()
+        return response.status, response.headers["Connection"], body
+
+    def get(self) -> tuple[int, str, bytes]:
+        self.send(method="GET")
+        return self.answer()
+
+    def review(self, pod: dict[str, Any]) -> tuple[int, str, bool]:
+        self.send("/mutate?timeout=10s", json.dumps(review_of(pod)).encode())
+        status, connection, body = self.answer()
+        return status, connection, json.loads(body)["response"]["allowed"]
+
+    def is_closed(self) -> bool:
+        """Whether the server ends the connection without a further word; waits for it."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 @contextmanager
 def peers(webhook: Webhook, count: int, first_bytes: bytes = b"") -> Iterator[list[socket.socket]]:
     """TCP connections that have sent this much, and say no more."""
@@ -139,24 +182,21 @@ def test_silent_peers_do_not_keep_the_workers(webhook: Webhook, key, first_bytes
     assert "Traceback" not in webhook.log()
 
 
-def drip_until_cut_off(webhook: Webhook, head: bytes, byte: bytes) -> None:
+def drip_until_cut_off(peer: ssl.SSLSocket, head: bytes, byte: bytes) -> None:
     """Send a head, then a byte at a time, each of which would begin a timeout of single reads anew."""
-    with (
-        socket.create_connection(("127.0.0.1", webhook.port), timeout=30) as plain,
-        webhook.tls.wrap_socket(plain, server_hostname="localhost") as peer,
-    ):
-        peer.sendall(head)
-        try:
-            for _ in range(1000):
-                peer.sendall(byte)
-                time.sleep(0.02)
-        except OSError:
-            return
+    peer.sendall(head)
+    try:
+        for _ in range(1000):
+            peer.sendall(byte)
+            time.sleep(0.02)
+    except OSError:
+        return
     raise AssertionError("1000 bytes, and still not cut off")
 
 
 def test_a_peer_that_drips_its_head_is_cut_off(webhook: Webhook):
-    drip_until_cut_off(webhook, b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nX: ", b"x")
+    with closing(Peer(webhook)) as peer:
+        drip_until_cut_off(peer.socket, b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nX: ", b"x")
 
     assert "too slow with its request" in webhook.log()
 
@@ -164,7 +204,8 @@ def test_a_peer_that_drips_its_head_is_cut_off(webhook: Webhook):
 def test_a_peer_that_drips_its_body_is_cut_off_and_is_no_error_of_the_server(webhook: Webhook):
     head = b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
 
-    drip_until_cut_off(webhook, head, b" ")
+    with closing(Peer(webhook)) as peer:
+        drip_until_cut_off(peer.socket, head, b" ")
 
     assert "Traceback" not in webhook.log()
 
@@ -266,6 +307,105 @@ def test_a_certificate_in_a_mounted_secret_is_followed_through_its_link(tmp_path
         (tmp_path / "..fresh").rename(tmp_path / "..data")
 
         wait_for(lambda: serial_served(webhook) != before, "the second generation")
+
+
+# Kept connections ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kept(webhook: Webhook, connections: int = 1) -> Iterator[list[Peer]]:
+    """Peers that have been answered once, and may ask again."""
+    with ExitStack() as stack:
+        made = [stack.enter_context(closing(Peer(webhook))) for _ in range(connections)]
+        assert [(200, "keep-alive", b"ok\n")] * connections == [peer.get() for peer in made]
+        yield made
+
+
+def test_a_connection_serves_one_review_after_the_other(webhook: Webhook, key):
+    with kept(webhook) as (peer,):
+        answers = [peer.review(pod_asking(key, length=3)) for _ in range(5)]
+
+    assert [(200, "keep-alive", allowed) for allowed in (True, True, True, False, False)] == answers
+
+
+def test_an_answer_that_says_what_is_wrong_keeps_the_connection(webhook: Webhook, key):
+    with kept(webhook) as (peer,):
+        peer.send("/mutate", b"{")
+        assert (400, "keep-alive") == peer.answer()[:2]
+        peer.send("/nowhere", b"a body that nobody reads " * 1000)
+        assert (404, "keep-alive") == peer.answer()[:2]
+
+        assert (200, "keep-alive", True) == peer.review(pod_asking(key))
+
+
+def test_kept_connections_do_not_keep_the_workers(webhook: Webhook, key):
+    with kept(webhook, 50) as many:
+        assert webhook.ask(pod_asking(key)).allowed
+        assert [(200, "keep-alive", b"ok\n")] * 50 == [peer.get() for peer in many]
+
+
+def test_a_new_connection_is_served_while_kept_ones_keep_the_worker_busy(nodes: list[RedisNode], key):
+    """One worker, and eight peers that ask again as soon as they are answered."""
+    with (
+        running_webhook(environ_for(addresses(nodes)), workers=1) as webhook,
+        kept(webhook, 8) as busy,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        done, answered = Event(), Counter[Peer]()
+
+        def hurry(peer: Peer) -> None:
+            while not done.is_set():
+                assert (200, "keep-alive", True) == peer.review(pod_asking(f"{key}-busy", length=10_000))
+                answered[peer] += 1
+
+        hurrying = [clients.submit(hurry, peer) for peer in busy]
+        try:
+            wait_for(lambda: all(answered[peer] > 10 for peer in busy), "all of them to be busy")
+            assert webhook.ask(pod_asking(key)).allowed
+        finally:
+            done.set()
+        for each in hurrying:
+            each.result()
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2, id="the next request at once"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", id="close"),
+        pytest.param(b"GET /healthz HTTP/1.0\r\n\r\n", id="HTTP/1.0"),
+        pytest.param(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", id="chunks"
+        ),
+        pytest.param(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n", id="too long"),
+    ],
+)
+def test_a_connection_is_closed_where_it_is_not_certain_that_the_next_request_is_one(webhook: Webhook, requests):
+    with closing(Peer(webhook)) as peer:
+        peer.socket.sendall(requests)
+
+        assert "close" == peer.answer()[1]
+        assert peer.is_closed()
+
+
+def test_a_peer_that_drips_its_second_request_is_cut_off(webhook: Webhook):
+    with kept(webhook) as (peer,):
+        drip_until_cut_off(peer.socket, b"GET /healthz HTTP/1.1\r\nX: ", b"x")
+
+
+def test_sigterm_lets_a_kept_connection_have_a_last_answer_and_closes_one_that_asks_nothing(
+    nodes: list[RedisNode], key
+):
+    with running_webhook(environ_for(addresses(nodes)), workers=1) as webhook, kept(webhook, 2) as (asking, silent):
+        webhook.process.send_signal(signal.SIGTERM)
+        answer = (200, "keep-alive", True)
+        while answer == (200, "keep-alive", True):  # the worker has not heard of it yet
+            answer = asking.review(pod_asking(key, length=10_000))
+
+        assert (200, "close", True) == answer
+        assert asking.is_closed()
+        assert silent.is_closed()
+        assert 0 == webhook.process.wait(20)
 
 
 # Signals and deaths --------------------------------------------------------------------------------------
