@@ -108,19 +108,17 @@ class Connection(ssl.SSLSocket):
         return self._sslobj is None  # type: ignore[attr-defined]
 
     def read_on(self) -> bool:
-        """Take in a TLS record's worth, and say whether the request is complete. Raises OSError if the peer is gone."""
-        try:
-            data = super().recv(RECORD_BYTES)  # the first ones make the handshake
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-            return False
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "the peer has closed the connection")
-        if self.answered:
-            return False
-        self.received += data
-        self._end = self._end or request_end(self.received)
-        if self._end is None or len(self.received) < self._end.at:
-            return False
+        """Take in what there is, and say whether the request is complete. Raises OSError if the peer is gone."""
+        while self._end is None or len(self.received) < self._end.at:
+            try:
+                data = super().recv(RECORD_BYTES)  # the first ones make the handshake
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+                return False
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the peer has closed the connection")
+            if not self.answered:
+                self.received += data
+                self._end = self._end or request_end(self.received)
         self.may_be_kept = self._end == (len(self.received), True)
         return True
 
