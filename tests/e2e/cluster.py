@@ -121,9 +121,7 @@ class Cluster:
 
     def signal_container(self, pod: Object, name: str, signum: signal.Signals) -> None:
         """Send a signal to the first process of a pod's container."""
-        status = pod["status"]
-        statuses = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
-        container = next(each["containerID"] for each in statuses if each["name"] == name).removeprefix("containerd://")
+        container = status_of(pod, name)["containerID"].removeprefix("containerd://")
         tasks = self.machine.run(*self.ctr("tasks", "list")).splitlines()
         pid = next(line.split()[1] for line in tasks if line.startswith(container))
         self.machine.run("kill", f"-{signum.name.removeprefix('SIG')}", pid)
@@ -354,6 +352,12 @@ class Api:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def status_of(pod: Object, container: str) -> Object:
+    """What the kubelet says of one container."""
+    statuses = [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
+    return next((each for each in statuses if each["name"] == container), {})
 
 
 class KubectlError(AssertionError):

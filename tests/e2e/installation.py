@@ -73,12 +73,13 @@ class Installation:
             self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
         self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "just so many webhooks as were asked for")
         # The proxy of a Service hears of its endpoints a little later than we do.
-        self.cluster.wait_for(self._is_asked, "the API server to reach a webhook")
+        self.cluster.wait_for(self.is_asked, "the API server to reach a webhook")
 
-    def _is_asked(self) -> bool:
+    def is_asked(self, namespace: str = "default") -> bool:
+        """Whether the API server asks a webhook about a pod of this namespace, and gets its answer."""
+        create = ("create", "-n", namespace, "--dry-run=server", "--output=json", "--filename=-")
         with suppress(KubectlError):
-            self.cluster.kubectl("create", "--dry-run=server", "--filename=-", text=json.dumps(pod_asking()))
-            return True
+            return SIDECAR in self.cluster.kubectl(*create, text=json.dumps(pod_asking()))
         return False
 
     def pods(self, selector: str) -> list[Object]:

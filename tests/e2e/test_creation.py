@@ -5,9 +5,9 @@ import json
 import pytest
 
 from app.admission.annotations import GROUP
-from tests.e2e.cluster import KubectlError
+from tests.e2e.cluster import KubectlError, status_of
 from tests.e2e.installation import SIDECAR, WEBHOOK
-from tests.e2e.workloads import APP, annotations, deployment, pod, pod_spec, sidecar_of, status_of, token_of
+from tests.e2e.workloads import APP, annotations, deployment, pod, pod_spec, sidecar_of, token_of
 
 FORGED_TOKEN = "0123456789abcdef" * 2
 

@@ -9,10 +9,12 @@ import urllib.request
 
 import pytest
 
+from app.admission.annotations import GROUP
 from tests.e2e.cluster import NODE, KubectlError
 from tests.e2e.installation import NAME, NAMESPACE, NODES, REDIS, ROOT, WEBHOOK
-from tests.e2e.workloads import annotations, pod, pod_spec, token_of
+from tests.e2e.workloads import annotations, pod, pod_spec, sidecar_of, token_of
 from tests.harness.waiting import free_port
+from tests.manifests.objects import with_component
 
 
 def test_the_overlay_runs_as_it_is_rendered(installation):
@@ -252,3 +254,23 @@ def test_with_the_webhook_gone_pods_that_ask_are_refused_and_others_are_not_touc
         tenant.installation.kubectl("scale", "-n", NAMESPACE, f"deployment/{NAME}", "--replicas=2")
         tenant.installation.wait_until_ready()
     tenant.create(pod("asking"))
+
+
+def test_with_the_component_opt_in_only_labelled_namespaces_are_asked_about(tenant, tmp_path):
+    installation = tenant.installation
+    try:
+        installation.kubectl("apply", "-k", str(with_component("opt-in", "overlays/dev", tmp_path)))
+        tenant.cluster.wait_for(lambda: not installation.is_asked(tenant.name), "the API server to look for the label")
+        tenant.create(pod("before"))
+        before = tenant.get("pod", "before")
+        assert sidecar_of(before) is None
+        assert "labels" not in before["metadata"]
+        assert not tenant.held()
+
+        installation.kubectl("label", "namespace", tenant.name, f"{GROUP}/enabled=true")
+        tenant.cluster.wait_for(lambda: installation.is_asked(tenant.name), "the API server to see the label")
+        tenant.create(pod("after"))
+        assert tenant.held() == {token_of(tenant.wait_ready("after"))}
+    finally:
+        installation.install()
+        installation.wait_until_ready()

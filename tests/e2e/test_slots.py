@@ -4,7 +4,7 @@ import signal
 import time
 from contextlib import closing
 
-from tests.e2e.cluster import NODE
+from tests.e2e.cluster import NODE, status_of
 from tests.e2e.installation import SIDECAR
 from tests.e2e.workloads import (
     APP,
@@ -15,7 +15,6 @@ from tests.e2e.workloads import (
     pod_spec,
     sidecar_of,
     started_at,
-    status_of,
     token_of,
 )
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sidecar.protocol import Variable
-from tests.e2e.cluster import Cluster, Object
+from tests.e2e.cluster import Cluster, Object, status_of
 from tests.e2e.installation import APP_IMAGE, SIDECAR, Installation
 from tests.harness.webhook import annotations_asking
 
@@ -196,12 +196,6 @@ def token_of(pod: Object) -> str:
     sidecar = sidecar_of(pod)
     assert sidecar, f"the pod {pod['metadata']['name']} has no sidecar"
     return str(next(each["value"] for each in sidecar["env"] if each["name"] == Variable.TOKEN))
-
-
-def status_of(pod: Object, container: str) -> Object:
-    """What the kubelet says of one container."""
-    statuses = [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
-    return next((each for each in statuses if each["name"] == container), {})
 
 
 def started_at(pod: Object, container: str) -> str | None:

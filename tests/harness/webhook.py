@@ -12,7 +12,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,63 +59,20 @@ class Answer:
         return {each["name"]: each["value"].replace("$$", "$") for each in self.container()["env"]}
 
 
-class Webhook:
-    """A running gunicorn that serves the webhook."""
+class Client:
+    """Asks a webhook, wherever it runs, as an API server does; `authority` has signed its certificate."""
 
     def __init__(
         self,
-        environ: Mapping[str, str],
-        *,
-        workers: int = 2,
-        cert_dir: Path | None = None,
-        authority: trustme.CA | None = None,
+        authority: trustme.CA,
+        port: int,
+        metrics_port: int,
+        host: str = "127.0.0.1",
         patience_seconds: float = 30,
     ) -> None:
+        self.authority = authority
+        self.host, self.port, self.metrics_port = host, port, metrics_port
         self.patience_seconds = patience_seconds
-        self.folder = Path(tempfile.mkdtemp(prefix="alsph-webhook-"))
-        self.authority = authority or trustme.CA()
-        if cert_dir is None:
-            issue_certificate(self.folder, self.authority)
-        self.port, self.metrics_port = free_port(), free_port()
-        self.log_file = self.folder / "log"
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "CERT_DIR": str(cert_dir or self.folder),
-            "BIND": f"127.0.0.1:{self.port}",
-            "METRICS_PORT": str(self.metrics_port),
-            "TMPDIR": str(self.folder),
-            "WEB_CONCURRENCY": str(workers),
-            **environ,
-        }
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=self.environ, stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
-            wait_for(self._serves, "the webhook to serve")
-            wait_for(lambda: sum(map(has_booted, self.workers())) == workers, "all its workers to have started")
-        except BaseException:
-            self.close()
-            raise
-
-    def _serves(self) -> bool:
-        if self.process.poll() is not None:
-            raise AssertionError(f"the webhook ended with status {self.process.returncode}:\n{self.log()}")
-        try:
-            return self.get("/readyz")[0] == 200
-        except OSError:
-            return False
-
-    def log(self) -> str:
-        return self.log_file.read_text()
-
-    def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log().splitlines()]
-
-    def workers(self) -> list[int]:
-        """Their process ids."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
@@ -128,9 +85,7 @@ class Webhook:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
         """One request on a connection of its own."""
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.port, context=self.tls, timeout=self.patience_seconds
-        )
+        connection = http.client.HTTPSConnection(self.host, self.port, context=self.tls, timeout=self.patience_seconds)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
@@ -140,6 +95,11 @@ class Webhook:
 
     def get(self, path: str) -> tuple[int, bytes]:
         return self.request("GET", path)
+
+    def is_ready(self) -> bool:
+        with suppress(OSError):
+            return self.get("/readyz")[0] == 200
+        return False
 
     def post(self, review: object, *, timeout: str = "10s") -> tuple[int, dict[str, Any]]:
         """Send a review as an API server does."""
@@ -155,7 +115,7 @@ class Webhook:
 
     def metrics(self) -> str:
         """The page that Prometheus reads."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=30)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode()
@@ -170,6 +130,62 @@ class Webhook:
             for line in self.metrics().splitlines()
             if line.startswith(prefix)
         }
+
+
+class Webhook(Client):
+    """A running gunicorn that serves the webhook, or another `app` in its place."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        app: str | None = None,
+        workers: int = 2,
+        cert_dir: Path | None = None,
+        authority: trustme.CA | None = None,
+        patience_seconds: float = 30,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="alsph-webhook-"))
+        authority = authority or trustme.CA()
+        if cert_dir is None:
+            issue_certificate(self.folder, authority)
+        self.log_file = self.folder / "log"
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "CERT_DIR": str(cert_dir or self.folder),
+            "BIND": f"127.0.0.1:{free_port()}",
+            "METRICS_PORT": str(free_port()),
+            "TMPDIR": str(self.folder),
+            "WEB_CONCURRENCY": str(workers),
+            **environ,
+        }
+        host, _, port = self.environ["BIND"].rpartition(":")
+        super().__init__(authority, int(port), int(self.environ["METRICS_PORT"]), host, patience_seconds)
+        command = [sys.executable, "-m", "gunicorn", *([app] if app else [])]
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self.environ, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(self._serves, "the webhook to serve")
+            wait_for(lambda: sum(map(has_booted, self.workers())) == workers, "all its workers to have started")
+        except BaseException:
+            self.close()
+            raise
+
+    def _serves(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the webhook ended with status {self.process.returncode}:\n{self.log()}")
+        return self.is_ready()
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log().splitlines()]
+
+    def workers(self) -> list[int]:
+        """Their process ids."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
 
     def close(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""

@@ -1,6 +1,7 @@
 """The image: what is in it, what is not, and that both roles run from it as confined as in a cluster."""
 
 import importlib.util
+import json
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from app.settings import DEFAULT_IMAGE
 from tests.e2e import images
 from tests.harness.nodes import RedisNode, addresses
 from tests.harness.waiting import free_port, wait_for
-from tests.harness.webhook import Webhook, environ_for, issue_certificate, pod_asking
+from tests.harness.webhook import Client, environ_for, issue_certificate, pod_asking
 from tests.image.containers import Container, Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,21 +171,6 @@ def test_every_module_has_byte_code_that_is_its_own_and_not_asked_whether_it_is(
 # The webhook ----------------------------------------------------------------------------------------------
 
 
-class ContainedWebhook(Webhook):
-    """A webhook in a container, asked as any other."""
-
-    def __init__(self, container: Container, spec: "Spec") -> None:
-        self.container = container
-        self.process = container.process
-        self.authority = spec.authority
-        self.port, self.metrics_port = spec.port, spec.metrics_port
-        self.patience_seconds = 30
-        wait_for(self._serves, "the webhook to serve")
-
-    def log(self) -> str:
-        return self.container.output
-
-
 class Spec:
     """What the Deployment gives the container of a webhook."""
 
@@ -209,18 +195,29 @@ def spec(nodes: list[RedisNode], tmp_path: Path) -> Spec:
 
 
 @pytest.fixture
-def webhook(engine: Engine, spec: Spec) -> Iterator[ContainedWebhook]:
+def serving(engine: Engine, spec: Spec) -> Iterator[Container]:
+    """The container of a webhook."""
     with engine.container(env=spec.env, options=spec.options) as container:
-        yield ContainedWebhook(container, spec)
+        yield container
 
 
-def test_the_webhook_grants_slots_counts_them_and_ends_when_told_to(webhook: ContainedWebhook, key):
+@pytest.fixture
+def webhook(serving: Container, spec: Spec) -> Client:
+    """A client of the webhook in that container."""
+    client = Client(spec.authority, spec.port, spec.metrics_port)
+    wait_for(lambda: client.is_ready() or not serving.running, "the webhook to serve")
+    assert serving.running, serving.output
+    return client
+
+
+def test_the_webhook_grants_slots_counts_them_and_ends_when_told_to(webhook: Client, serving: Container, key):
     assert webhook.ask(pod_asking(key, length=1)).allowed
     assert 429 == webhook.ask(pod_asking(key, length=1)).code
     assert {"granted": 1.0, "full": 1.0} == {name: count for name, count in webhook.verdicts().items() if count}
 
-    assert 0 == webhook.container.terminate(GRACE_SECONDS), webhook.log()
-    assert not [line for line in webhook.log_lines() if line["level"] in ("warning", "error", "critical")]
+    assert 0 == serving.terminate(GRACE_SECONDS), serving.output
+    levels = {json.loads(line)["level"] for line in serving.output.splitlines()}
+    assert not levels & {"warning", "error", "critical"}, serving.output
 
 
 def test_the_webhook_says_what_is_missing(engine: Engine, spec: Spec):
@@ -251,7 +248,7 @@ def renewed(nodes: list[RedisNode], token: str) -> bool:
     )
 
 
-def test_the_injected_container_keeps_the_slot_until_it_is_told_to_end(engine: Engine, webhook: Webhook, nodes, key):
+def test_the_injected_container_keeps_the_slot_until_it_is_told_to_end(engine: Engine, webhook: Client, nodes, key):
     answer = webhook.ask(pod_asking(key, length=1, expiration=5))
     injected, token = answer.container(), answer.env()["TOKEN"]
 

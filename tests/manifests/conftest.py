@@ -1,12 +1,14 @@
 """The manifests as they are rendered, once for all tests."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.binaries import MissingError
 from tests.manifests.objects import EXAMPLES, Object, Tree, load, pod_of, render
 
 
-def rendered(folder: str) -> Tree:
+def rendered(folder: str | Path) -> Tree:
     try:
         return render(folder)
     except MissingError as error:

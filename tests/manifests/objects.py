@@ -1,5 +1,7 @@
 """What is to be applied to a cluster, as kubectl renders it, and ways to find one's way in it."""
 
+import json
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +26,17 @@ def load(*files: Path) -> list[Object]:
     return [each for file in files for each in yaml.safe_load_all(file.read_text())]
 
 
-def render(folder: str) -> "Tree":
-    """What `kubectl kustomize` makes of a folder below k8s. Raises MissingError where there is no kubectl."""
+def with_component(component: str, folder: str, target: Path) -> Path:
+    """An overlay, in the folder `target`, that adds the component to what is in a folder below k8s."""
+    resource, added = (
+        os.path.relpath(ROOT / "k8s" / each, target.resolve()) for each in (folder, f"components/{component}")
+    )
+    (target / "kustomization.yaml").write_text(json.dumps({"resources": [resource], "components": [added]}))
+    return target
+
+
+def render(folder: str | Path) -> "Tree":
+    """What `kubectl kustomize` makes of a folder below k8s, or elsewhere. Raises MissingError without a kubectl."""
     command = [str(find("kubectl")), "kustomize", str(ROOT / "k8s" / folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
