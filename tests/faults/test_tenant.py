@@ -475,7 +475,7 @@ def test_a_lease_stretched_on_all_nodes_ends_two_longest_leases_later_at_most(no
 
 
 def test_in_a_longer_full_semaphore_the_admissions_that_follow_come_across_a_stretched_lease(nodes):
-    """Each looks closely at 336 slots from a random start on, and passes the rest with one EXISTS a batch."""
+    """Each looks closely at 340 slots from a random start on, and passes the rest with one EXISTS a batch."""
     with semaphores_on(nodes, rng=Random(1)) as semaphores:
         held = [acquire(semaphores, f"held{number}", 400) for number in range(400)]
         stretch(nodes, f"lease:{held[0].token}")

@@ -22,9 +22,9 @@ local exact, start = tonumber(ARGV[7]), tonumber(ARGV[8])
 local leases, reservations = string.sub(lease, 1, -#token - 1), string.sub(reservation, 1, -#token - 1)
 
 -- Lua 5.1 unpacks some thousands of values at most, and a command of a thousand keys is long enough.
-local FIRST_BATCH, LARGEST_BATCH, SHOWN = 16, 1024, 20
--- The first three batches. So many leases are looked at one by one, whatever lies behind them in one go.
-local CLOSELY = 336
+local FIRST_BATCH, LARGEST_BATCH, SHOWN = 4, 1024, 20
+-- The first four batches. So many leases are looked at one by one, whatever lies behind them in one go.
+local CLOSELY = 340
 
 if redis.call('EXISTS', record) == 0 and ARGV[6] ~= '1' then
   return {'UNKNOWN'}
