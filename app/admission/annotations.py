@@ -13,6 +13,7 @@ from app.admission.fields import shown
 from sidecar.protocol import LONGEST_LEASE_SECONDS, SHORTEST_LEASE_SECONDS
 
 GROUP = "at-least-semaphore-pod-hook.kaidotio.github.io"
+GREATEST_LENGTH = 10_000
 
 
 def group(variant: str) -> str:
@@ -93,8 +94,8 @@ _ANNOTATIONS = {
     "length": _Annotation(
         "length",
         meaning="how many pods may hold the semaphore at once; 0 admits nobody, for maintenance",
-        accepted="a whole number from 0 to 10000",
-        read=_whole_number(0, 10_000),
+        accepted=f"a whole number from 0 to {GREATEST_LENGTH}",
+        read=_whole_number(0, GREATEST_LENGTH),
     ),
     "expiration_seconds": _Annotation(
         "expiration",

