@@ -5,7 +5,7 @@ WORKERS ?= 4
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo run test e2e programs model soak bench bench-api-server lint format clean
+.PHONY: help demo run test e2e programs model soak bench lint format clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,11 +31,8 @@ model: $(VENV)/installed ## the protocol's model, through ten thousand histories
 soak: $(VENV)/installed ## the whole system under a seeded nemesis: make soak SECONDS=300 SEED=7
 	$(RUN) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-bench: $(VENV)/installed ## what an admission takes while nodes are paused or down
-	$(RUN) -m tests.bench.faults
-
-bench-api-server: $(VENV)/installed ## what the webhook costs those who create pods through a real API server
-	$(RUN) -m tests.bench.api_server
+bench: $(VENV)/installed ## what all of it costs, as ratios: make bench PARTS="protocol admissions api-server holders"
+	$(RUN) -m tests.bench $(PARTS)
 
 lint: $(VENV)/installed ## ruff, mypy, the import rules and hadolint
 	$(VENV)/bin/ruff check .

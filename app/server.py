@@ -15,7 +15,6 @@ import selectors
 import socket
 import ssl
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -327,7 +326,6 @@ class Worker(SyncWorker):  # type: ignore[misc]
 
     def _answer(self, connection: Connection, request: Request) -> bool:
         """As gunicorn's `handle_request`, which closes every connection; say whether this one is kept."""
-        began = datetime.now()
         server = connection.listener.getsockname()
         response, environ = create(request, connection, connection.address, server, self.cfg)
         if not (self.alive and connection.may_be_kept and self._now() < connection.old):
@@ -338,7 +336,6 @@ class Worker(SyncWorker):  # type: ignore[misc]
                 response.write(chunk)
             response.close()
         finally:
-            self.log.access(response, request, environ, datetime.now() - began)
             if hasattr(chunks, "close"):
                 chunks.close()
         return not response.should_close()

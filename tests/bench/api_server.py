@@ -1,126 +1,351 @@
-"""`make bench-api-server`: what the webhook costs those who create pods through a real API server, as ratios.
+"""What the webhook costs those who create pods, through a real API server: etcd and kube-apiserver on loopback.
 
-Each round creates as many pods without the webhook's configuration as with it, and as many that ask for a slot, each in
-a semaphore of its own; in random order, one after the other on a kept connection. Told are the medians of the rounds'
-ratios, of the time that it took and of the CPU time that the API server spent, which other load disturbs less.
+Pods that nobody schedules are created in namespaces that differ in what the API server is configured to ask about them.
+A round goes through all cases in random order, and told are the medians of the rounds.
 """
 
+import base64
+import http.client
 import json
-import os
-import sys
+import socket
+import ssl
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
-from itertools import count
+from functools import cached_property
+from itertools import count, product
 from pathlib import Path
 from random import Random
-from statistics import median
+from statistics import mean, median
+from typing import Any
 
-from tests.e2e.cluster import Api, Object, cluster
-from tests.e2e.installation import NAME, Installation, pack_images
-from tests.e2e.workloads import annotations, pod, pod_spec, sidecar_of
-from tests.harness.waiting import wait_for
+import trustme
+import yaml
 
-ROUNDS = 25
-PODS = 100
-SEED = 1
-SETTLE_SECONDS = 1.0
-NAMESPACE = "measured"
-_names = count()
+from tests.bench.admissions import MOST_SLOTS, PER_SECOND, SHARED_KEYS, at_once, cpu_seconds
+from tests.bench.nothing import running_nothing, running_only_answering
+from tests.bench.report import Report
+from tests.e2e.binaries import MissingError, find
+from tests.harness.scene import scene
+from tests.harness.waiting import free_port, wait_for
+from tests.harness.webhook import ROOT, Webhook, annotations_asking
+
+PART = "api-server"
+PROGRAMS = ("etcd", "kube-apiserver")
+ROUNDS = 8
+PODS = 120
+UNCOUNTED_PODS = 24
+CLIENTS = (1, 8)
+USUAL_CLIENTS = 8
+HOST = "127.0.0.1"
+TOKEN = "admin"
+MANIFEST = ROOT / "k8s/base/webhook/mutating-webhook-configuration.yaml"
+HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+# Which webhook a namespace has; in place of the label of the component `opt-in`.
+LABEL = "at-least-semaphore-pod-hook.kaidotio.github.io/measured"
+
+Object = dict[str, Any]
 
 
 class Case(StrEnum):
-    """What is created, and under which configuration."""
+    """What is created, each in a namespace of its own; the second but last answers with the patch of an admission."""
 
-    WITHOUT = "without any webhook"
+    WITHOUT = "no webhook"
+    ELSEWHERE = "namespace not opted in"
     PLAIN = "pods that do not ask"
+    NOTHING = "a webhook that does nothing"
+    ANSWERING = "a webhook that only answers"
     ASKING = "pods that ask"
 
     @property
-    def is_configured(self) -> bool:
-        return self is not Case.WITHOUT
+    def namespace(self) -> str:
+        return self.name.lower()
+
+    @property
+    def hook(self) -> str:
+        """The webhook that is configured for the namespace."""
+        return {Case.PLAIN: Case.ASKING.namespace}.get(self, self.namespace)
+
+    @property
+    def asks(self) -> bool:
+        return self in HOOKED
 
 
-def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder, "images.tar")
-        pack_images(archive)
-        with cluster([archive]) as running:
-            installation = Installation(running)
-            installation.kubectl("create", "namespace", NAMESPACE)
-            api = running.api()
-            try:
-                measure(installation, api)
-            finally:
-                api.close()
-    return 0
+HOOKED = (Case.NOTHING, Case.ANSWERING, Case.ASKING)
+# What is compared with what, and how little of its rate there may be left.
+COMPARED: Sequence[tuple[Case, Case, float | None]] = (
+    (Case.ELSEWHERE, Case.WITHOUT, 0.95),
+    (Case.PLAIN, Case.WITHOUT, None),
+    (Case.NOTHING, Case.WITHOUT, None),
+    (Case.ANSWERING, Case.WITHOUT, None),
+    (Case.ASKING, Case.WITHOUT, 0.45),
+    (Case.ASKING, Case.NOTHING, 0.8),
+    (Case.ASKING, Case.ANSWERING, None),
+)
 
 
-def measure(installation: Installation, api: Api) -> None:
-    rng = Random(SEED)
-    rounds = []
-    for _ in range(ROUNDS):
-        seconds = {}
-        for case in rng.sample(list(Case), len(Case)):
-            with nullcontext() if case.is_configured else unconfigured(installation, api):
-                # Not to be measured: what the API server does about a new configuration, and the nodes about slots.
-                time.sleep(SETTLE_SECONDS)
-                create(api, PODS // 5, case)
-                before = cpu_seconds(installation)
-                taken = create(api, PODS, case)
-                seconds[case] = (taken, cpu_seconds(installation) - before)
-        rounds.append(seconds)
-    print(f"{ROUNDS} rounds of {PODS} pods, seed {SEED}; without any webhook, as a share of what it takes with it:")
-    print(f"{'':<22}{'time':>6}{'CPU of the API server':>24}")
-    for case in (Case.PLAIN, Case.ASKING):
-        wall, cpu = (median(each[Case.WITHOUT][which] / each[case][which] for each in rounds) for which in (0, 1))
-        print(f"{case:<22}{wall:>6.2f}{cpu:>24.2f}")
+class ApiServer:
+    """A running etcd and API server, of which nobody else knows; needs no rights on this machine."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.authority = trustme.CA()
+        issued = self.authority.issue_cert(HOST, key_type=trustme.KeyType.ECDSA)
+        issued.private_key_pem.write_to_path(folder / "api.key")
+        issued.cert_chain_pems[0].write_to_path(folder / "api.crt")
+        trustme.CA(key_type=trustme.KeyType.ECDSA).private_key_pem.write_to_path(folder / "signer.key")
+        (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+        self.port, clients, peers = free_port(), f"http://{HOST}:{free_port()}", f"http://{HOST}:{free_port()}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._start(
+            "etcd",
+            f"--data-dir={folder}/etcd",
+            f"--listen-client-urls={clients}",
+            f"--advertise-client-urls={clients}",
+            f"--listen-peer-urls={peers}",
+            f"--initial-advertise-peer-urls={peers}",
+            f"--initial-cluster=default={peers}",
+        )
+        self._start(
+            "kube-apiserver",
+            f"--etcd-servers={clients}",
+            f"--bind-address={HOST}",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={folder}/api.crt",
+            f"--tls-private-key-file={folder}/api.key",
+            f"--token-auth-file={folder}/tokens.csv",
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={folder}/signer.key",
+            f"--service-account-signing-key-file={folder}/signer.key",
+        )
 
-def cpu_seconds(installation: Installation) -> float:
-    """What the API server has spent so far: proc(5)."""
-    server = next(each for each in installation.cluster.machine.programs if each.name == "kube-apiserver")
-    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def _start(self, name: str, *arguments: str) -> None:
+        with self._log(name).open("wb") as log:
+            self.processes[name] = subprocess.Popen([find(name), *arguments], stdout=log, stderr=subprocess.STDOUT)
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        return context
+
+    def is_ready(self) -> bool:
+        for name, process in self.processes.items():
+            assert process.poll() is None, f"{name} ended:\n{self._log(name).read_text()[-2000:]}"
+        try:
+            with closing(Connection(self)) as connection:
+                return connection.ask("GET", "/readyz")[0] == http.HTTPStatus.OK
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        for process in reversed(self.processes.values()):
+            process.kill()
+            process.wait()
 
 
 @contextmanager
-def unconfigured(installation: Installation, api: Api) -> Iterator[None]:
-    """Meanwhile the API server knows of no webhook."""
-    configuration = installation.cluster.get("mutatingwebhookconfiguration", NAME)
-    for name in ("uid", "resourceVersion", "creationTimestamp", "generation"):
-        del configuration["metadata"][name]
-    installation.kubectl("delete", "mutatingwebhookconfiguration", NAME)
-    wait_for(lambda: not is_asked(api), "the API server to forget the webhook")
-    yield
-    installation.cluster.kubectl("create", "--filename=-", text=json.dumps(configuration))
-    wait_for(lambda: is_asked(api), "the API server to know the webhook")
+def running_api_server() -> Iterator[ApiServer]:
+    """One that is ready, and gone at the end."""
+    with tempfile.TemporaryDirectory() as folder, closing(ApiServer(Path(folder))) as server:
+        wait_for(server.is_ready, "the API server to be ready", 60)
+        yield server
 
 
-def is_asked(api: Api) -> bool:
-    """Whether the API server asks the webhook about a pod that asks for a slot."""
-    status, answer = api.create_pod(NAMESPACE, a_pod(Case.ASKING), "?dryRun=All")
-    assert status == 201, answer
-    return sidecar_of(answer) is not None
+class Connection:
+    """A connection to the API server, kept for one request after the other."""
+
+    def __init__(self, server: ApiServer) -> None:
+        plain = socket.create_connection((HOST, server.port), timeout=60)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = server.tls.wrap_socket(plain, server_hostname=HOST)
+
+    def ask(self, method: str, path: str, content: Object | None = None) -> tuple[int, bytes]:
+        """The status of the answer, and its body."""
+        return self.exchange(request(method, path, content))
+
+    def exchange(self, request: bytes) -> tuple[int, bytes]:
+        self._socket.sendall(request)
+        response = http.client.HTTPResponse(self._socket)
+        response.begin()
+        return response.status, response.read()
+
+    def close(self) -> None:
+        self._socket.close()
 
 
-def create(api: Api, pods: int, case: Case) -> float:
-    """The seconds that it takes to create so many."""
-    wanted = [a_pod(case) for _ in range(pods)]
-    began = time.monotonic()
-    for each in wanted:
-        status, answer = api.create_pod(NAMESPACE, each)
-        assert status == 201, answer
-    return time.monotonic() - began
+def request(method: str, path: str, content: Object | None = None) -> bytes:
+    """What is sent for this."""
+    body = json.dumps(content).encode() if content else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def a_pod(case: Case) -> Object:
+@dataclass(frozen=True)
+class Batch:
+    """Pods that were created together: how long that took, and what CPU time whom."""
+
+    seconds: float
+    cpu_seconds: Mapping[str, float]
+
+
+class Creator:
+    """Creates pods, where these webhooks are configured or not."""
+
+    def __init__(self, server: ApiServer, hooks: Mapping[str, Webhook], pids: Mapping[str, Sequence[int]]) -> None:
+        self._hooks, self._pids = hooks, pids
+        self._connections = [Connection(server) for _ in range(max(CLIENTS))]
+        self._names = (f"pod-{number}" for number in count())
+        for case in Case:
+            labels = {LABEL: case.hook}
+            self._ask("POST", "/api/v1/namespaces", {"metadata": {"name": case.namespace, "labels": labels}})
+            path = f"/api/v1/namespaces/{case.namespace}/serviceaccounts"
+            self._ask("POST", path, {"metadata": {"name": "default"}})
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    @contextmanager
+    def configured(self) -> Iterator[None]:
+        """Meanwhile the API server knows of the webhooks. It learns of them in the order in which they are told."""
+        for name, hook in self._hooks.items():
+            self._ask("POST", HOOKS, configuration(name, hook))
+        wait_for(self._is_asked, "the API server to know the webhooks")
+        yield
+        for name in self._hooks:
+            self._ask("DELETE", f"{HOOKS}/{name}")
+        wait_for(lambda: not self._is_asked(), "the API server to forget the webhooks")
+
+    def create(self, case: Case, pods: int, clients: int) -> Batch:
+        """As many pods by so many clients; what they send is made before the clock starts."""
+        path = f"/api/v1/namespaces/{case.namespace}/pods"
+        requests = [request("POST", path, a_pod(next(self._names), asks=case.asks)) for _ in range(pods)]
+
+        def work(number: int) -> list[tuple[int, bytes]]:
+            return [self._connections[number].exchange(each) for each in requests[number::clients]]
+
+        with ThreadPoolExecutor(clients) as threads:
+            began = self._spent()
+            answers = [each for part in threads.map(work, range(clients)) for each in part]
+            ended = self._spent()
+        refused = [body for status, body in answers if status != http.HTTPStatus.CREATED]
+        assert not refused, refused[0]
+        spent = {name: ended[name] - began[name] for name in began}
+        return Batch(spent.pop("clock"), spent)
+
+    def _ask(self, method: str, path: str, content: Object | None = None) -> bytes:
+        status, body = self._connections[0].ask(method, path, content)
+        assert status < http.HTTPStatus.BAD_REQUEST, body
+        return body
+
+    def _is_asked(self) -> bool:
+        """Whether the last one of the webhooks, which is ours, adds its sidecar."""
+        path = f"/api/v1/namespaces/{Case.ASKING.namespace}/pods?dryRun=All"
+        return "initContainers" in json.loads(self._ask("POST", path, a_pod(next(self._names), asks=True)))["spec"]
+
+    def _spent(self) -> dict[str, float]:
+        return {"clock": time.perf_counter(), **{who: cpu_seconds(pids) for who, pids in self._pids.items()}}
+
+
+def a_pod(name: str, *, asks: bool) -> Object:
     """A pod that nobody schedules, so that it costs nothing once it is created."""
-    name = f"pod-{next(_names)}"
-    return pod(name, pod_spec(schedulerName="nobody"), annotations(key=name) if case is Case.ASKING else {})
+    key = f"key-{int(name.rpartition('-')[2]) % SHARED_KEYS}"
+    container = {
+        "name": "app",
+        "image": "registry.example/reports:1",
+        "env": [{"name": "DATABASE", "value": "reports"}],
+        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "64Mi"}},
+    }
+    metadata = {"name": name, "labels": {"app": "reports"}}
+    if asks:
+        metadata |= {"annotations": annotations_asking(key, MOST_SLOTS, 3600)}
+    return {"metadata": metadata, "spec": {"schedulerName": "nobody", "containers": [container]}}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def configuration(name: str, hook: Webhook) -> Object:
+    """That of the manifests, for namespaces that bear this name in our label."""
+    found: Object = yaml.safe_load(MANIFEST.read_text())
+    found["metadata"] = {"name": name}
+    [webhook] = found["webhooks"]
+    authority = base64.b64encode(hook.authority.cert_pem.bytes()).decode()
+    webhook["clientConfig"] = {"url": f"https://{hook.host}:{hook.port}/mutate", "caBundle": authority}
+    webhook["namespaceSelector"]["matchLabels"] = {LABEL: name}
+    return found
+
+
+def measure(report: Report) -> None:
+    """Pods per second, and what CPU time they cost whom."""
+    try:
+        for name in PROGRAMS:
+            find(name)
+    except MissingError as error:
+        report.note(f"{PART}: not measured: {error}")
+        return
+    with ExitStack() as stack:
+        running = stack.enter_context(scene())
+        hooks = {
+            Case.NOTHING.hook: stack.enter_context(running_nothing()),
+            Case.ANSWERING.hook: stack.enter_context(running_only_answering()),
+            Case.ASKING.hook: running.webhook,
+        }
+        server = stack.enter_context(running_api_server())
+        pids = {
+            **{name: [process.pid] for name, process in server.processes.items()},
+            "webhooks": [pid for hook in hooks.values() for pid in hook.workers()],
+            "nodes": [node.pid for node in running.nodes],
+        }
+        tell(report, measure_rounds(Random(report.seed), stack.enter_context(closing(Creator(server, hooks, pids)))))
+
+
+Rounds = Sequence[Mapping[tuple[Case, int], Sequence[Batch]]]
+
+
+def measure_rounds(rng: Random, creator: Creator) -> Rounds:
+    """Without any configuration before and after all others."""
+    configured = [each for each in product(Case, CLIENTS) if each[0] is not Case.WITHOUT]
+    rounds = []
+    for _ in range(ROUNDS):
+        found: dict[tuple[Case, int], list[Batch]] = {each: [] for each in product(Case, CLIENTS)}
+
+        def take(case: Case, clients: int, found: Mapping[tuple[Case, int], list[Batch]] = found) -> None:
+            creator.create(case, UNCOUNTED_PODS, clients)
+            found[case, clients].append(creator.create(case, PODS, clients))
+
+        for clients in CLIENTS:
+            take(Case.WITHOUT, clients)
+        with creator.configured():
+            for case, clients in rng.sample(configured, len(configured)):
+                take(case, clients)
+        for clients in CLIENTS:
+            take(Case.WITHOUT, clients)
+        rounds.append(found)
+    return rounds
+
+
+def tell(report: Report, rounds: Rounds) -> None:
+    def rates(case: Case, clients: int) -> list[float]:
+        return [PODS / mean(batch.seconds for batch in found[case, clients]) for found in rounds]
+
+    for clients in CLIENTS:
+        for case in Case:
+            report.add(PART, f"{case}, {at_once(clients)}: pods", median(rates(case, clients)), PER_SECOND)
+        for case, other, at_least in COMPARED:
+            ratio = median(one / two for one, two in zip(rates(case, clients), rates(other, clients), strict=True))
+            report.add(PART, f"{case}, {at_once(clients)}: pods", ratio, f"of {other}", at_least=at_least)
+    for case in Case:
+        batches = [batch for found in rounds for batch in found[case, USUAL_CLIENTS]]
+        for who in batches[0].cpu_seconds:
+            spent = 1000 * mean(batch.cpu_seconds[who] for batch in batches) / PODS
+            if spent:
+                report.add(PART, f"{case}, {at_once(USUAL_CLIENTS)}: CPU, {who}", spent, "ms a pod (of this machine)")

@@ -1,0 +1,39 @@
+"""`make bench`: what the system costs, part by part, in one table and as JSON.
+
+`python -m tests.bench PART...` measures only some parts.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.bench import admissions, api_server, holders, protocol
+from tests.bench.report import Report
+
+PARTS = {
+    "protocol": protocol.measure,
+    "admissions": admissions.measure,
+    "api-server": api_server.measure,
+    "holders": holders.measure,
+}
+SEED = 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}; default: all")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write the figures")
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    report = Report(arguments.seed)
+    report.print_head()
+    for part in arguments.parts or PARTS:
+        PARTS[part](report)
+    report.write(arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
