@@ -94,7 +94,7 @@ class Connection(ssl.SSLSocket):
     answer: bytearray
     deadline: float  # while parked, by the worker's clock
     old: float  # by that clock
-    is_idle: bool  # between an answer and the next request
+    is_idle: bool  # parked as one that asks nothing
     late: float  # while served
 
     may_be_kept: bool  # what comes next is another request
@@ -105,6 +105,11 @@ class Connection(ssl.SSLSocket):
     def answered(self) -> bool:
         """Nothing more is said. (Nor to a peer that was gone before it was accepted.)"""
         return self._sslobj is None  # type: ignore[attr-defined]
+
+    @property
+    def asks_nothing(self) -> bool:
+        """The handshake is done, and nothing of a request has come: Go opens connections that it may need later."""
+        return self.version() is not None and not self.received
 
     def read_on(self) -> bool:
         """Take in what there is, and say whether the request is complete. Raises OSError if the peer is gone."""
@@ -291,9 +296,9 @@ class Worker(SyncWorker):  # type: ignore[misc]
         try:
             if connection.read_on():
                 self._serve(connection)
-            elif connection.is_idle and connection.received:
-                connection.is_idle = False
-                self._park(connection, REQUEST_SECONDS)
+            elif connection.is_idle != connection.asks_nothing:
+                connection.is_idle = connection.asks_nothing
+                self._park(connection, IDLE_SECONDS if connection.is_idle else REQUEST_SECONDS)
         except OSError as error:
             if isinstance(error, ssl.SSLError):
                 log.warning("refused a connection of %s: %s", connection.address[0], error)

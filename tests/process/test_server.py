@@ -393,6 +393,18 @@ def test_a_peer_that_drips_its_second_request_is_cut_off(webhook: Webhook):
         drip_until_cut_off(peer.socket, b"GET /healthz HTTP/1.1\r\nX: ", b"x")
 
 
+def test_a_connection_is_kept_that_was_opened_before_it_was_needed(nodes: list[RedisNode]):
+    """Longer than a request may take: one that begins later is cut off meanwhile, by the same worker."""
+    with (
+        running_webhook(environ_for(addresses(nodes)), workers=1) as webhook,
+        closing(Peer(webhook)) as early,
+        closing(Peer(webhook)) as late,
+    ):
+        drip_until_cut_off(late.socket, b"GET /healthz HTTP/1.1\r\nX: ", b"x")
+
+        assert (200, "keep-alive", b"ok\n") == early.get()
+
+
 def test_sigterm_lets_a_kept_connection_have_a_last_answer_and_closes_one_that_asks_nothing(
     nodes: list[RedisNode], key
 ):
