@@ -37,7 +37,7 @@ from tests.harness.webhook import ROOT, Webhook, annotations_asking
 
 PART = "api-server"
 PROGRAMS = ("etcd", "kube-apiserver")
-ROUNDS = 8
+ROUNDS = 12
 PODS = 120
 UNCOUNTED_PODS = 24
 CLIENTS = (1, 8)
