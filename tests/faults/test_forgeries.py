@@ -524,7 +524,8 @@ def test_chunks_that_are_none_are_refused_with_the_reason(webhook: Webhook, brok
         b"POST /mutate HTTP/9.9\r\n\r\n",
         b"POST http://\xff/mutate HTTP/1.1\r\nHost: \xff\r\n\r\n",
         b"GET /" + b"\xe2\x80\xae" * 2000 + b" HTTP/1.1\r\n\r\n",
-        HEAD.replace(b"/mutate", b"/mutate?timeout=%00%0a%ff%1b[2J") + b"Content-Length: 2\r\n\r\n{}",
+        HEAD.replace(b"/mutate", b"/mutate?timeout=%00%0a%ff%1b[2J")
+        + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}",
         HEAD.replace(b"application/json", b"text/\x1b[2J%0a") + b"Content-Length: 2\r\n\r\n{}",
         HEAD + b"Content-Length: 999\r\nConnection: close\r\n\r\n{}" + b" " * 997,
     ],

@@ -58,7 +58,7 @@ def test_every_component_is_one_line_of_dev_which_leaves_out_this_one():
     assert [COMPONENT.name] == [name for comment, name in found if comment]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/end-to-end.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/performance.md"])
 def test_the_documents_tell_of_the_component_and_of_its_price(page):
     [told] = [each for each in (ROOT / page).read_text().split("\n\n") if "[`opt-in`](" in each]
 
