@@ -109,8 +109,9 @@ def _verdict(outcome: Outcome, pod: Pod, request: SlotRequest, rules: Rules, sem
         case Grant():
             message = f"semaphore {semaphore}: slot {outcome.slot} of {request.length}"
             return Verdict.allow(Reason.GRANTED, message, patch=_patch(pod, request, rules, outcome, semaphore))
-        case Full(held, holders):
-            full = f"semaphore {semaphore} is full: {holder.describe(held, request.length, holders)}"
+        case Full():
+            told = holder.describe(outcome.held, request.length, outcome.holders, outcome.unstarted)
+            full = f"semaphore {semaphore} is full: {told}"
             return Verdict.deny(Reason.FULL, full)
         case Unavailable(why):
             return _unavailable(pod, request, rules, f"semaphore {semaphore} is unavailable: {why}")

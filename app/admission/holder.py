@@ -5,7 +5,7 @@ Knows neither Redis nor the clock: leases and instants come in as arguments.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The longest name that Kubernetes gives to anything.
@@ -39,21 +39,32 @@ def _owner(references: list[Mapping[str, Any]]) -> str:
     return f"{owner['kind']}/{owner['name']}"
 
 
-def describe(held: int, length: int, holders: Iterable[str]) -> str:
+def describe(held: int, length: int, holders: Sequence[str], unstarted: int) -> str:
     """How full a semaphore is and by whom, such as `3 of 3 slots held by Job/nightly (2), Pod/shell (1)`.
 
     `holders` are texts as written by `holder_of`, possibly fewer than `held`, possibly anything else. Owners
-    are ordered by slots, then by name; what is beyond the fifth or not known of counts as `and N more`.
+    are ordered by slots, then by name; what is beyond the fifth or not known of counts as `and N more`. How many
+    of the holders are `unstarted` comes last: these wait for a machine, or somebody else has refused them after us.
     """
     owners = Counter(_named(holder) for holder in holders)
     shown = sorted(owners.items(), key=lambda owner: (-owner[1], owner[0]))[:_SHOWN_OWNERS]
     phrase = f"{held} of {length} slots held"
     if held > length:
-        phrase += " (the length was reduced)"
+        phrase += " (under a greater length)"
     if shown:
         phrase += " by " + ", ".join(f"{name} ({count})" for name, count in shown)
     more = held - sum(count for _, count in shown)
-    return f"{phrase} and {more} more" if shown and more > 0 else phrase
+    if shown and more > 0:
+        phrase += f" and {more} more"
+    return phrase + _not_started(held, len(holders), unstarted)
+
+
+def _not_started(held: int, seen: int, unstarted: int) -> str:
+    if not unstarted:
+        return ""
+    if unstarted == held:
+        return "; none of them has started"
+    return f"; {unstarted} of {'them' if seen == held else f'the first {seen}'} not started"
 
 
 def _named(holder: str) -> str:

@@ -68,7 +68,7 @@ class Acquire:
             case b"GRANTED":
                 return Granted(rest[0])
             case b"FULL":
-                return Full(rest[0], tuple(holder.decode(errors="replace") for holder in rest[1:]))
+                return Full(rest[0], tuple(holder.decode(errors="replace") for holder in rest[2:]), rest[1])
             case b"TAKEN":
                 return Taken()
             case _:

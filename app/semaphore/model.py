@@ -83,10 +83,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """No slot is free: as a node's answer, and as the outcome. `holders` are a sample of the `held`."""
+    """No slot is free: as a node's answer, and as the outcome.
+
+    `holders` are a sample of the `held`, `unstarted` of which are mere reservations.
+    """
 
     held: int
     holders: tuple[str, ...]
+    unstarted: int
 
 
 @dataclass(frozen=True, slots=True)

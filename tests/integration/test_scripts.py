@@ -103,7 +103,7 @@ def test_founding_writes_record_lease_and_reservation(hook):
 def test_founding_what_is_founded_is_an_admission_like_any_other(hook):
     hook.acquire("a", 1)
 
-    assert Full(1, ("{}",)) == hook.acquire("b", 1, found=True)
+    assert Full(1, ("{}",), 1) == hook.acquire("b", 1, found=True)
 
 
 def test_the_first_free_slot_from_the_start_on_is_granted(hook):
@@ -117,7 +117,7 @@ def test_the_first_free_slot_from_the_start_on_is_granted(hook):
 @pytest.mark.parametrize("start", range(5))
 def test_every_start_finds_every_free_slot(hook, start):
     assert [(start + at) % 5 for at in range(5)] == [hook.acquire(f"t{at}", 5, start=start).slot for at in range(5)]
-    assert Full(5, ("{}",) * 5) == hook.acquire("late", 5, start=start)
+    assert Full(5, ("{}",) * 5, 5) == hook.acquire("late", 5, start=start)
 
 
 def test_an_entry_whose_lease_is_dead_is_overwritten(hook):
@@ -178,7 +178,7 @@ def test_a_slot_whose_lease_ended_among_10000_is_found(hook):
 def test_10000_held_slots_are_full_and_20_holders_are_shown(hook):
     hook.fill(range(10_000))
 
-    assert Full(10_000, tuple(f"holder-{slot}" for slot in range(20))) == hook.acquire("a", 10_000, start=1234)
+    assert Full(10_000, tuple(f"holder-{slot}" for slot in range(20)), 0) == hook.acquire("a", 10_000, start=1234)
 
 
 def test_the_holders_shown_are_those_that_live(hook):
@@ -186,7 +186,18 @@ def test_the_holders_shown_are_those_that_live(hook):
     hook.fill(range(5))
     hook.ask(Release("s1"))
 
-    assert Full(4, ("holder-0", "holder-2")) == hook.acquire("a", 3)
+    assert Full(4, ("holder-0", "holder-2"), 0) == hook.acquire("a", 3)
+
+
+def test_holders_that_no_sidecar_has_claimed_are_counted(hook):
+    """Of those that are shown; a reservation that outlived its lease is nobody's."""
+    for slot, token in enumerate("abc"):
+        hook.acquire(token, 3, slot=slot)
+    hook.admin.delete("reservation:a")
+    assert 2 == hook.acquire("late", 3).unstarted
+
+    hook.admin.delete("lease:b")
+    assert Full(2, ("{}",), 0) == hook.acquire("late", 2)
 
 
 # acquire: exactly one slot ------------------------------------------------------------------------------
@@ -225,7 +236,7 @@ def test_a_reduced_length_grants_nothing_until_enough_leases_have_ended(hook):
     for slot in range(5):
         hook.acquire(f"t{slot}", 5, slot=slot)
 
-    assert Full(5, ("{}", "{}")) == hook.acquire("late", 2)
+    assert Full(5, ("{}", "{}"), 2) == hook.acquire("late", 2)
     assert Taken() == hook.acquire("late", 2, slot=0)
     for held, ended in [(4, "t0"), (3, "t3"), (2, "t4")]:
         hook.ask(Release(ended))
@@ -261,7 +272,7 @@ def test_a_length_raised_again_opens_the_slots_past_the_old_one(hook):
     assert 5 == hook.acquire("a", 2).held
 
     assert Granted(5) == hook.acquire("a", 6)
-    assert Full(6, ()) == Full(hook.acquire("b", 6).held, ())
+    assert 6 == hook.acquire("b", 6).held
     assert 6 == hook.acquire("b", 5).held
 
 

@@ -409,7 +409,7 @@ def test_the_next_admission_repairs_a_node_even_if_it_is_refused(nodes, semaphor
     nodes[lost].restart(empty=True)
     refused = [acquire(semaphores, "b", 1) for _ in range(2)]
 
-    assert [Full(1, ("a",))] * 2 == refused
+    assert [Full(1, ("a",), 1)] * 2 == refused
     assert {0: "a.0"} == leases_on(nodes[lost])
     assert 0 < left_ms(nodes[lost], "a.0") <= LIFE_MS
     with nodes[lost].client() as client:

@@ -168,7 +168,9 @@ class Node:
 
     def _full(self, record: Kept, length: int, held: int) -> Full:
         shown = [record.slots[slot] for slot in range(min(length, SHOWN)) if slot in record.slots]
-        return Full(held, tuple(self.leases[token][1] for token in shown if self.left_ms(token)))
+        live = [token for token in shown if self.left_ms(token)]
+        unstarted = sum(self._unclaimed_ms(token) > 0 for token in live)
+        return Full(held, tuple(self.leases[token][1] for token in live), unstarted)
 
     def _unclaimed_ms(self, token: str) -> int:
         end = self.reservations.get(token, 0)

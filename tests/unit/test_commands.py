@@ -51,9 +51,9 @@ def test_slot_0_is_asked_for_exactly_and_not_taken_for_none():
         ([b"GRANTED", 0], Granted(0)),
         ([b"TAKEN"], Taken()),
         ([b"UNKNOWN"], Unknown()),
-        ([b"FULL", 7], Full(7, ())),
-        ([b"FULL", 2, b"a", "ü".encode()], Full(2, ("a", "ü"))),
-        ([b"FULL", 1, b"\xff"], Full(1, ("�",))),  # a tenant cannot write it, and yet nothing may fail over it
+        ([b"FULL", 7, 0], Full(7, (), 0)),
+        ([b"FULL", 2, 1, b"a", "ü".encode()], Full(2, ("a", "ü"), 1)),
+        ([b"FULL", 1, 0, b"\xff"], Full(1, ("�",), 0)),  # a tenant cannot write it, and yet nothing may fail over it
     ],
 )
 def test_replies_to_an_acquire(reply, expected):

@@ -49,30 +49,46 @@ def test_long_texts_are_cut_to_the_longest_name_of_kubernetes():
 def test_holders_are_counted_by_owner_most_slots_first_then_by_name():
     expected = "4 of 4 slots held by ReplicaSet/reports-7d9c (2), Job/a (1), Job/b (1)"
     texts = [*holders("Job/b", 1), *holders("ReplicaSet/reports-7d9c", 2), *holders("Job/a", 1)]
-    assert expected == describe(4, 4, texts)
+    assert expected == describe(4, 4, texts, 0)
 
 
 def test_a_pod_without_owner_is_told_by_its_name():
-    assert "1 of 1 slots held by Pod/shell (1)" == describe(1, 1, [holder_of(pod(name="shell"), 0)])
+    assert "1 of 1 slots held by Pod/shell (1)" == describe(1, 1, [holder_of(pod(name="shell"), 0)], 0)
 
 
 def test_owners_past_the_fifth_are_only_counted():
     texts = [text for name in "abcdefg" for text in holders(f"Job/{name}", 2)]
     expected = "14 of 14 slots held by Job/a (2), Job/b (2), Job/c (2), Job/d (2), Job/e (2) and 4 more"
-    assert expected == describe(14, 14, texts)
+    assert expected == describe(14, 14, texts, 0)
 
 
 def test_slots_of_which_no_holder_is_known_are_more():
     """Only a sample of a long semaphore is read."""
-    assert "500 of 500 slots held by Job/a (2) and 498 more" == describe(500, 500, holders("Job/a", 2))
+    assert "500 of 500 slots held by Job/a (2) and 498 more" == describe(500, 500, holders("Job/a", 2), 0)
 
 
 def test_without_any_known_holder_only_the_numbers_are_told():
-    assert "3 of 3 slots held" == describe(3, 3, [])
+    assert "3 of 3 slots held" == describe(3, 3, [], 0)
 
 
 def test_more_slots_may_be_held_than_the_length_after_it_was_reduced():
-    assert "2 of 1 slots held (the length was reduced) by Job/a (2)" == describe(2, 1, holders("Job/a", 2))
+    """Or where another pod asks for another length of the same semaphore."""
+    assert "2 of 1 slots held (under a greater length) by Job/a (2)" == describe(2, 1, holders("Job/a", 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("held", "seen", "unstarted", "told"),
+    [
+        (2, 2, 0, "2 of 2 slots held by Job/a (2)"),
+        (2, 2, 1, "2 of 2 slots held by Job/a (2); 1 of them not started"),
+        (2, 2, 2, "2 of 2 slots held by Job/a (2); none of them has started"),
+        (30, 20, 3, "30 of 30 slots held by Job/a (20) and 10 more; 3 of the first 20 not started"),
+        (30, 20, 20, "30 of 30 slots held by Job/a (20) and 10 more; 20 of the first 20 not started"),
+    ],
+)
+def test_holders_that_have_not_started_are_told_of(held, seen, unstarted, told):
+    """They may wait for a machine, or somebody else has refused them after us."""
+    assert told == describe(held, held, holders("Job/a", seen), unstarted)
 
 
 BROKEN = ["", "{", "[]", "1", "null", "{}", '{"owner":1,"pod":[1]}', '{"owner":""}', "[" * 100_000, "9" * 10_000]
@@ -80,21 +96,21 @@ BROKEN = ["", "{", "[]", "1", "null", "{}", '{"owner":1,"pod":[1]}', '{"owner":"
 
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
 def test_what_we_did_not_write_counts_as_unknown(text):
-    assert "1 of 1 slots held by unknown (1)" == describe(1, 1, [text])
+    assert "1 of 1 slots held by unknown (1)" == describe(1, 1, [text], 0)
 
 
 def test_texts_that_we_did_not_write_are_cut_too():
-    phrase = describe(1, 1, [json.dumps({"owner": "o" * 10_000})])
+    phrase = describe(1, 1, [json.dumps({"owner": "o" * 10_000})], 0)
     assert f"1 of 1 slots held by {'o' * 253} (1)" == phrase
 
 
 def test_what_would_steer_a_terminal_is_not_let_through():
     text = json.dumps({"owner": "Job/\x1b[2J\u202ea\n"})
-    assert "1 of 1 slots held by Job/?[2J?a? (1)" == describe(1, 1, [text])
+    assert "1 of 1 slots held by Job/?[2J?a? (1)" == describe(1, 1, [text], 0)
 
 
 @given(st.lists(st.text() | st.builds(lambda owner: json.dumps({"owner": owner}), st.text(max_size=1000)), max_size=20))
 def test_whatever_the_holders_are_the_phrase_is_printable_and_counts_every_slot(texts):
-    phrase = describe(len(texts), 3, texts)
+    phrase = describe(len(texts), 3, texts, len(texts) // 2)
     assert phrase.isprintable()
     assert len(phrase) < 1500

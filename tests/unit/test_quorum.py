@@ -128,9 +128,9 @@ def test_the_first_node_that_has_a_record_picks_the_slot_and_the_others_are_aske
 def test_a_sequencer_that_is_full_ends_the_admission_after_one_round_trip():
     """The only refusal for want of slots: nobody else is asked, and nothing has to be released."""
     admission = Admission()
-    admission.answer({0: Full(1, ("{}",))})
+    admission.answer({0: Full(1, ("{}",), 0)})
 
-    assert Full(1, ("{}",)) == admission.outcome
+    assert Full(1, ("{}",), 0) == admission.outcome
 
 
 def test_a_node_without_a_record_abstains_as_sequencer_and_as_voter():
@@ -282,9 +282,9 @@ def test_a_refusal_after_a_silent_node_leaves_nothing_with_that_node():
     admission.pass_releases("t0")
     admission.pass_pause()
     admission.answer({0: PASSED_OVER})
-    admission.answer({1: Full(1, ())})
+    admission.answer({1: Full(1, (), 0)})
 
-    assert Full(1, ()) == admission.outcome
+    assert Full(1, (), 0) == admission.outcome
 
 
 @SIZES
@@ -385,9 +385,9 @@ def test_a_founder_that_was_overtaken_takes_what_is_left():
     admission = Admission(length=2)
     for node in range(3):
         admission.answer({node: Unknown()})
-    admission.answer({0: Full(2, ())})
+    admission.answer({0: Full(2, (), 0)})
 
-    assert Full(2, ()) == admission.outcome
+    assert Full(2, (), 0) == admission.outcome
 
 
 def test_a_founder_that_falls_silent_spends_the_token():
@@ -418,7 +418,7 @@ def test_a_grant_is_followed_by_the_repair_of_those_that_abstained():
 def test_a_refusal_is_followed_by_the_repair_of_those_that_abstained():
     admission = Admission()
     admission.answer({0: Unknown()})
-    admission.answer({1: Full(1, ())})
+    admission.answer({1: Full(1, (), 0)})
 
     assert dict.fromkeys(range(3), Read("batch/reports-db")) == admission.asked
 

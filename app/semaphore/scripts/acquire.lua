@@ -10,7 +10,8 @@
 -- returns {'UNKNOWN'}                  no record, nothing written
 --       | {'GRANTED', slot}            written now, or held by this token before
 --       | {'TAKEN'}                    the slot asked for is held by another token
---       | {'FULL', held, holder, ...}  none is free; the holders of the first 20 slots
+--       | {'FULL', held, unclaimed, holder, ...}
+--                                    none is free; the holders of the first 20 slots, and how many have not renewed
 --
 -- `bound` is one more than the highest slot ever written: leases at or past the length are looked for only
 -- when there may be any. An entry whose lease is dead counts as free and is overwritten. `longest` is the longest
@@ -111,17 +112,23 @@ local function first_free()
 end
 
 local function full(held)
-  local slots, keys = {}, {}
+  local slots, others, keys, unclaimed = {}, {}, {}, {}
   for i = 1, math.min(length, SHOWN) do slots[i] = i - 1 end
   for _, other in ipairs(redis.call('HMGET', record, unpack(slots))) do
-    if other then keys[#keys + 1] = leases .. other end
-  end
-  local answer = {'FULL', held}
-  if #keys > 0 then
-    for _, value in ipairs(redis.call('MGET', unpack(keys))) do
-      if value then answer[#answer + 1] = value end
+    if other then
+      others[#others + 1] = other
+      keys[#keys + 1] = leases .. other
     end
   end
+  local answer = {'FULL', held, 0}
+  if #keys == 0 then return answer end
+  for i, value in ipairs(redis.call('MGET', unpack(keys))) do
+    if value then
+      answer[#answer + 1] = value
+      unclaimed[#unclaimed + 1] = reservations .. others[i]
+    end
+  end
+  if #unclaimed > 0 then answer[3] = redis.call('EXISTS', unpack(unclaimed)) end
   return answer
 end
 
