@@ -405,6 +405,16 @@ def test_a_connection_is_kept_that_was_opened_before_it_was_needed(nodes: list[R
         assert (200, "keep-alive", b"ok\n") == early.get()
 
 
+def test_an_old_connection_is_given_up_by_an_answer_and_an_idle_one_without_a_word(nodes: list[RedisNode]):
+    environ = environ_for(addresses(nodes))
+    with running_webhook(environ, app="tests.process.short_lived:app") as webhook, kept(webhook, 2) as (busy, idle):
+        wait_for(lambda: busy.get() == (200, "close", b"ok\n"), "the last answer")
+
+        assert busy.is_closed()
+        assert idle.is_closed()
+        assert "cut off" not in webhook.log()
+
+
 def test_sigterm_lets_a_kept_connection_have_a_last_answer_and_closes_one_that_asks_nothing(
     nodes: list[RedisNode], key
 ):
