@@ -53,6 +53,8 @@ LARGEST_HEAD_BYTES = 64 * 1024
 LARGEST_BODY_BYTES = 7 * 1024 * 1024
 # All that a TLS record can hold: a rest would lie where no selector sees it.
 RECORD_BYTES = 16 * 1024
+# What is taken in from one peer before it is the turn of others, and of deadlines: the largest request, or very little.
+RECORDS_AT_ONCE = 512
 
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 
@@ -93,7 +95,7 @@ class Connection(ssl.SSLSocket):
     received: bytearray
     answer: bytearray
     deadline: float  # while parked, by the worker's clock
-    old: float  # by that clock
+    old: float  # by the usual one: a worker that is busy has the more reason to share
     is_idle: bool  # parked as one that asks nothing
     late: float  # while served
 
@@ -113,18 +115,23 @@ class Connection(ssl.SSLSocket):
 
     def read_on(self) -> bool:
         """Take in what there is, and say whether the request is complete. Raises OSError if the peer is gone."""
-        while self._end is None or len(self.received) < self._end.at:
+        for _ in range(RECORDS_AT_ONCE):
             try:
                 data = super().recv(RECORD_BYTES)  # the first ones make the handshake
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
                 return False
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer has closed the connection")
-            if not self.answered:
-                self.received += data
-                self._end = self._end or request_end(self.received)
-        self.may_be_kept = self._end == (len(self.received), True)
-        return True
+            if self.answered:
+                continue
+            self.received += data
+            # Only these can end a head; to look for its end costs more the longer it has become.
+            if self._end is None and (b"\n" in data or len(self.received) >= LARGEST_HEAD_BYTES):
+                self._end = request_end(self.received)
+            if self._end is not None and len(self.received) >= self._end.at:
+                self.may_be_kept = self._end == (len(self.received), True)
+                return True
+        return False
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """For gunicorn: what has been taken in, and then what comes until it is late."""
@@ -246,6 +253,7 @@ class Worker(SyncWorker):  # type: ignore[misc]
             give_up = time.monotonic() + DRAIN_SECONDS
             while time.monotonic() < give_up and (self._turn(TICK_SECONDS if self._parked else 0) or self._parked):
                 pass
+            self._turn(0)  # what was said during the last one, which may have been long
 
     def _turn(self, wait_seconds: float) -> bool:
         """Do what there is to do, after waiting for it; say whether there was something.
@@ -280,7 +288,7 @@ class Worker(SyncWorker):  # type: ignore[misc]
             return
         connection.listener, connection.address = listener, address
         connection.received, connection.answer = bytearray(), bytearray()
-        connection.is_idle, connection.old = False, self._now() + OLD_SECONDS
+        connection.is_idle, connection.old = False, time.monotonic() + OLD_SECONDS
         self._park(connection, REQUEST_SECONDS)
         self._selector.register(connection, selectors.EVENT_READ)
         self._listen(connection)  # its peer has sent something, else TCP_DEFER_ACCEPT would hold it back
@@ -320,9 +328,10 @@ class Worker(SyncWorker):  # type: ignore[misc]
         except (Exception, SystemExit) as error:  # noqa: BLE001  it is logged there, and answered
             connection.answer.clear()
             self.handle_error(request, connection, connection.address, error)
+        try:
+            connection.reply()
         finally:
             self._spent_serving += time.monotonic() - started
-        connection.reply()
         if connection.is_idle:
             self._park(connection, IDLE_SECONDS)
         else:
@@ -333,7 +342,7 @@ class Worker(SyncWorker):  # type: ignore[misc]
         """As gunicorn's `handle_request`, which closes every connection; say whether this one is kept."""
         server = connection.listener.getsockname()
         response, environ = create(request, connection, connection.address, server, self.cfg)
-        if not (self.alive and connection.may_be_kept and self._now() < connection.old):
+        if not (self.alive and connection.may_be_kept and time.monotonic() < connection.old):
             response.force_close()
         chunks = self.wsgi(environ, response.start_response)
         try:
@@ -352,10 +361,18 @@ class Worker(SyncWorker):  # type: ignore[misc]
             held += len(connection.received)
             too_slow = connection.deadline <= now
             if too_slow or count > PARKED_CONNECTIONS or (connection.received and held > PARKED_BYTES):
+                if connection.is_idle and self._speaks(connection):
+                    continue
                 if not (connection.answered or connection.is_idle):
                     why = "that was too slow with its" if too_slow else "to make room, in its"
                     log.info("cut off a peer %s %s", why, "request" if connection.version() else "handshake")
                 self._close(connection)
+
+    def _speaks(self, connection: Connection) -> bool:
+        """Whether an idle one has said something, or ended, while others were served; it is listened to once more."""
+        deadline = connection.deadline
+        self._listen(connection)
+        return connection not in self._parked or connection.deadline != deadline
 
     def _close(self, connection: Connection) -> None:
         del self._parked[connection]

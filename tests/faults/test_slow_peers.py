@@ -1,5 +1,6 @@
 """Crowds of peers that are silent, slow or do not go: reviews are answered meanwhile, and in the end they are gone."""
 
+import json
 import os
 import signal
 import socket
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from app.server import LARGEST_BODY_BYTES, PARKED_BYTES, PARKED_CONNECTIONS, REQUEST_SECONDS
-from tests.harness.nodes import RedisNode, addresses
+from tests.harness.nodes import RedisNode, addresses, failing
 from tests.harness.waiting import wait_for
-from tests.harness.webhook import Webhook, environ_for, pod_asking, running_webhook
-from tests.process.test_server import client_hello, established, peers
+from tests.harness.webhook import Webhook, environ_for, pod_asking, review_of, running_webhook
+from tests.process.test_server import client_hello, established, kept, peers
 
 API_SERVER_SECONDS = 10
 HEAD = b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -126,6 +127,39 @@ def test_peers_that_drip(lone_webhook: Webhook, crowd, first_bytes, byte):
         dripped.result()
 
 
+def test_peers_that_send_a_head_in_very_small_records(lone_webhook: Webhook):
+    """All of it at once: what costs the worker most for what they pay."""
+    with peers(lone_webhook, 6) as sending, ThreadPoolExecutor(6) as elsewhere:
+        heads = [head_in_small_records(lone_webhook, peer, 60_000) for peer in sending]
+        sent = [elsewhere.submit(send_if_taken, peer, head) for peer, head in zip(sending, heads, strict=True)]
+        assert_answered(lone_webhook)
+
+        for each in sent:
+            each.result()
+
+
+def head_in_small_records(webhook: Webhook, peer: socket.socket, count: int) -> bytes:
+    """The beginning of a request, a byte in each TLS record, after a handshake over the peer's connection."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = webhook.tls.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            peer.sendall(outgoing.read())
+            incoming.write(peer.recv(65536))
+    tls.write(b"GET /healthz HTTP/1.1\r\nX: ")
+    for _ in range(count):
+        tls.write(b"x")
+    return outgoing.read()
+
+
+def send_if_taken(peer: socket.socket, data: bytes) -> None:
+    with suppress(OSError):  # it may have been cut off by then
+        peer.sendall(data)
+
+
 def test_peers_that_are_answered_and_do_not_close(lone_webhook: Webhook):
     with tls_peers(lone_webhook, 50, HEALTH) as staying:
         assert_answered(lone_webhook)
@@ -174,6 +208,27 @@ def test_with_too_many_bytes_the_oldest_is_cut_off(lone_webhook: Webhook):
         assert is_cut_off(large[0]) or is_cut_off(large[0])
         assert not is_cut_off(small)  # it would not have made room
         assert "to make room, in its handshake" not in lone_webhook.log()
+
+
+def test_who_has_just_spoken_is_heard_before_it_makes_room(nodes: list[RedisNode], lone_webhook: Webhook):
+    """The oldest of as many as there is room for asks while another one is served, which takes its time."""
+    (worker,) = lone_webhook.workers()
+    with ExitStack() as stack:
+        (oldest,) = stack.enter_context(kept(lone_webhook))
+        stack.enter_context(tls_peers(lone_webhook, PARKED_CONNECTIONS - 2))
+        (slow,) = stack.enter_context(kept(lone_webhook))
+        wait_for(lambda: parked(lone_webhook) == PARKED_CONNECTIONS, "all connections")
+        stack.enter_context(failing(nodes, RedisNode.pause, RedisNode.resume))
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            slow.send("/mutate?timeout=10s", json.dumps(review_of(pod_asking("room"))).encode())
+            stack.enter_context(peers(lone_webhook, 1, b"\x16"))
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: any(established(node.address.port) for node in nodes), "a worker that waits for a node")
+        oldest.send(method="GET")
+
+        assert (200, "keep-alive", b"ok\n") == oldest.answer()
 
 
 # Patience ------------------------------------------------------------------------------------------------
