@@ -27,6 +27,7 @@ from threading import Barrier
 from typing import Any
 from uuid import UUID
 
+from app.admission.annotations import GREATEST_LENGTH
 from tests.bench.nothing import running_nothing
 from tests.bench.report import Report
 from tests.harness.nodes import RedisNode, failing
@@ -57,7 +58,6 @@ FAULTS = {"paused": (RedisNode.pause, RedisNode.resume), "down": (RedisNode.kill
 WAITED_SECONDS = 0.25
 
 NAMESPACE = "batch"
-MOST_SLOTS = 10_000
 # Longer than an API server waits: it is told how long the answer took.
 PATIENCE_SECONDS = 30.0
 LARGEST_RECORD_BYTES = 16 * 1024
@@ -100,7 +100,7 @@ class Case(StrEnum):
 
     @property
     def length(self) -> int:
-        return REVIEWS if self is Case.JUST_ENOUGH else MOST_SLOTS
+        return REVIEWS if self is Case.JUST_ENOUGH else GREATEST_LENGTH
 
 
 # What is asked --------------------------------------------------------------------------------------------
@@ -311,14 +311,14 @@ class Asker:
     def ask(
         self,
         keys: Iterable[str],
-        length: int = MOST_SLOTS,
+        length: int = GREATEST_LENGTH,
         *,
         clients: int,
         is_kept: bool = True,
         at_start: Callable[[], object] = lambda: None,
     ) -> Batch:
         """For a pod for each of these keys. Before that every client asks for one that does not count."""
-        first = iter(requests(self._rng, ["first"] * clients, MOST_SLOTS, is_kept=is_kept))
+        first = iter(requests(self._rng, ["first"] * clients, GREATEST_LENGTH, is_kept=is_kept))
         rest = iter(requests(self._rng, keys, length, is_kept=is_kept))
         seen: list[dict[str, float]] = []
 

@@ -27,7 +27,8 @@ from typing import Any
 import trustme
 import yaml
 
-from tests.bench.admissions import MOST_SLOTS, PER_SECOND, SHARED_KEYS, at_once, cpu_seconds
+from app.admission.annotations import GREATEST_LENGTH
+from tests.bench.admissions import PER_SECOND, SHARED_KEYS, at_once, cpu_seconds
 from tests.bench.nothing import running_nothing, running_only_answering
 from tests.bench.report import Report
 from tests.e2e.binaries import MissingError, find
@@ -269,7 +270,7 @@ def a_pod(name: str, *, asks: bool) -> Object:
     }
     metadata = {"name": name, "labels": {"app": "reports"}}
     if asks:
-        metadata |= {"annotations": annotations_asking(key, MOST_SLOTS, 3600)}
+        metadata |= {"annotations": annotations_asking(key, GREATEST_LENGTH, 3600)}
     return {"metadata": metadata, "spec": {"schedulerName": "nobody", "containers": [container]}}
 
 
@@ -305,35 +306,32 @@ def measure(report: Report) -> None:
             "webhooks": [pid for hook in hooks.values() for pid in hook.workers()],
             "nodes": [node.pid for node in running.nodes],
         }
-        tell(report, measure_rounds(Random(report.seed), stack.enter_context(closing(Creator(server, hooks, pids)))))
+        creator, rng = stack.enter_context(closing(Creator(server, hooks, pids))), Random(report.seed)
+        tell(report, [measure_round(rng, creator) for _ in range(ROUNDS)])
 
 
-Rounds = Sequence[Mapping[tuple[Case, int], Sequence[Batch]]]
+Round = Mapping[tuple[Case, int], Sequence[Batch]]
 
 
-def measure_rounds(rng: Random, creator: Creator) -> Rounds:
+def measure_round(rng: Random, creator: Creator) -> Round:
     """Without any configuration before and after all others."""
-    configured = [each for each in product(Case, CLIENTS) if each[0] is not Case.WITHOUT]
-    rounds = []
-    for _ in range(ROUNDS):
-        found: dict[tuple[Case, int], list[Batch]] = {each: [] for each in product(Case, CLIENTS)}
+    unconfigured = [(Case.WITHOUT, clients) for clients in CLIENTS]
+    configured = [each for each in product(Case, CLIENTS) if each not in unconfigured]
+    found: dict[tuple[Case, int], list[Batch]] = {each: [] for each in unconfigured + configured}
 
-        def take(case: Case, clients: int, found: Mapping[tuple[Case, int], list[Batch]] = found) -> None:
+    def take(those: Sequence[tuple[Case, int]]) -> None:
+        for case, clients in those:
             creator.create(case, UNCOUNTED_PODS, clients)
             found[case, clients].append(creator.create(case, PODS, clients))
 
-        for clients in CLIENTS:
-            take(Case.WITHOUT, clients)
-        with creator.configured():
-            for case, clients in rng.sample(configured, len(configured)):
-                take(case, clients)
-        for clients in CLIENTS:
-            take(Case.WITHOUT, clients)
-        rounds.append(found)
-    return rounds
+    take(unconfigured)
+    with creator.configured():
+        take(rng.sample(configured, len(configured)))
+    take(unconfigured)
+    return found
 
 
-def tell(report: Report, rounds: Rounds) -> None:
+def tell(report: Report, rounds: Sequence[Round]) -> None:
     def rates(case: Case, clients: int) -> list[float]:
         return [PODS / mean(batch.seconds for batch in found[case, clients]) for found in rounds]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from app.admission.holder import holder_of
 from app.semaphore import quorum
-from app.semaphore.commands import Command, Renew, Restore, Words, load_scripts
+from app.semaphore.commands import Command, Renew, Restore, Words
 from app.semaphore.model import Answer, Claim, Full, Grant, Lease, Outcome, Record
-from app.semaphore.node import Node
 from app.semaphore.semaphores import Semaphores
 from sidecar.protocol import Keys
 from tests.bench.report import Report
 from tests.harness.nodes import HOOK_PASSWORD, HOOK_USER, RedisNode, redis_nodes
+from tests.harness.semaphores import connected_to
 from tests.harness.webhook import pod_asking
 
 PART = "protocol"
@@ -74,11 +74,7 @@ def counting_semaphores(
     nodes: Sequence[RedisNode], user: str, password: str, rng: Random
 ) -> Iterator[CountingSemaphores]:
     """Semaphores of one worker that logs in as this user."""
-    login = {"username": user, "password": password}
-    connections = [
-        Node(node.address, keys=Keys(), scripts=load_scripts(), patience_seconds=PATIENCE_SECONDS, **login)
-        for node in nodes
-    ]
+    connections = connected_to(nodes, PATIENCE_SECONDS, user, password)
     semaphores = CountingSemaphores(connections, patience_seconds=PATIENCE_SECONDS, rng=rng)
     try:
         yield semaphores
@@ -102,7 +98,7 @@ class Site:
     def commands(self) -> int:
         """How many the webhook has sent, as the nodes themselves counted: scripts and releases."""
         self.webhook.ask(TIME)  # behind what is still under way
-        return sum(calls(node, "evalsha", "unlink") for node in self.nodes)
+        return sum(node.calls("evalsha", "unlink") for node in self.nodes)
 
     def token(self) -> str:
         return self.rng.randbytes(16).hex()
@@ -286,13 +282,6 @@ def write(
     """
     leases = {slot: Lease(token, LIFE_MS if slot in held else 1, 0, HOLDER) for slot, token in enumerate(tokens)}
     semaphores.ask(Restore(semaphore, recorded, Record(len(tokens), LIFE_MS, leases)))
-
-
-def calls(node: RedisNode, *commands: str) -> int:
-    """How often clients have sent one of these to the node, or its scripts have called them."""
-    with node.client() as client:
-        stats: Any = client.info("commandstats")
-    return sum(int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"]) for command in commands)
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -91,6 +92,12 @@ class RedisNode:
     def client(self) -> redis.Redis:
         """A client with every right, for a test to look and meddle with; close it after use."""
         return redis.Redis("127.0.0.1", self._port, username="tester", password="tester", decode_responses=True)
+
+    def calls(self, *commands: str) -> int:
+        """How often clients have sent it one of these since it was started, or its scripts have called them."""
+        with self.client() as client:
+            stats: Any = client.info("commandstats")
+        return sum(int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"]) for command in commands)
 
     def kill(self) -> None:
         """kill -9, also while paused: what was acknowledged is on the disk."""

@@ -29,6 +29,22 @@ class HasAddress(Protocol):
     def address(self) -> Address: ...
 
 
+def connected_to(nodes: Sequence[HasAddress], patience_seconds: float, user: str, password: str) -> list[Node]:
+    """What semaphores are made of: the nodes as this user sees them, on connections of its own."""
+    scripts = load_scripts()
+    return [
+        Node(
+            node.address,
+            keys=Keys(),
+            scripts=scripts,
+            patience_seconds=patience_seconds,
+            username=user,
+            password=password,
+        )
+        for node in nodes
+    ]
+
+
 @contextmanager
 def semaphores_on(
     nodes: Sequence[HasAddress],
@@ -38,18 +54,7 @@ def semaphores_on(
     rng: Random | None = None,
 ) -> Iterator[Semaphores]:
     """Semaphores on `nodes` in this order; every use is another webhook with connections of its own."""
-    scripts = load_scripts()
-    connections = [
-        Node(
-            node.address,
-            keys=Keys(),
-            scripts=scripts,
-            patience_seconds=patience_seconds,
-            username=HOOK_USER,
-            password=password,
-        )
-        for node in nodes
-    ]
+    connections = connected_to(nodes, patience_seconds, HOOK_USER, password)
     semaphores = Semaphores(connections, patience_seconds=patience_seconds, rng=rng)
     try:
         yield semaphores

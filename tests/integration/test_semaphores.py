@@ -118,12 +118,6 @@ def left_ms(node: RedisNode, holder: str) -> int:
         return int(client.pttl(f"lease:{holder}"))
 
 
-def calls(node: RedisNode, command: str) -> int:
-    """How often the node has carried out a command."""
-    with node.client() as client:
-        return int(client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
-
-
 # Any nodes may be down ----------------------------------------------------------------------------------
 
 EVERY_SUBSET = pytest.mark.parametrize(("count", "dead"), [*subsets(1), *subsets(3)])
@@ -564,7 +558,7 @@ def test_only_the_first_admission_waits_for_a_node_that_stalls(nodes, paused):
     with semaphores_on(nodes, patience_seconds=1.0) as semaphores:
         acquire(semaphores, "before", 100)
         settle(nodes)
-        before = calls(nodes[paused], "evalsha")
+        before = nodes[paused].calls("evalsha")
         nodes[paused].pause()
         assert isinstance(acquire(semaphores, "first", 100), Grant)
         # A node that only confirms is not waited for: two others are a majority.
@@ -574,7 +568,7 @@ def test_only_the_first_admission_waits_for_a_node_that_stalls(nodes, paused):
             assert Grant is type(acquire(semaphores, f"next{number}", 100, budget_seconds=0.8))
         nodes[paused].resume()
 
-        asked = wait_for(lambda: calls(nodes[paused], "evalsha") - before, "what was sent to arrive")
+        asked = wait_for(lambda: nodes[paused].calls("evalsha") - before, "what was sent to arrive")
         assert 1 == asked
 
 

@@ -149,13 +149,6 @@ def others(nodes: list[RedisNode], without: int) -> list[RedisNode]:
     return [node for number, node in enumerate(nodes) if number != without]
 
 
-def calls(node: RedisNode, command: str) -> int:
-    """How often `command` was asked of this node since it was started."""
-    with node.client() as client:
-        stats: dict[str, Any] = client.info("commandstats")
-        return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
-
-
 def finished(env: Mapping[str, str], command: Sequence[str] = CHECK) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         with_interpreter(command),
@@ -185,7 +178,7 @@ def test_a_lease_of_five_seconds_outlives_two_expirations(slot, nodes):
         for _ in range(7):
             await_longer(slot, nodes[:1])
         assert [True, True, True] == slot.leased(nodes)
-        assert [1, 1, 1] == [calls(node, "unlink") for node in nodes], "a reservation is removed once"
+        assert [1, 1, 1] == [node.calls("unlink") for node in nodes], "a reservation is removed once"
         assert 1 == len(process.lines), process.output
 
 
@@ -277,12 +270,12 @@ def test_a_lookup_that_hangs_delays_no_other_node_and_is_made_up_for_later(slot,
     listed = addresses(nodes[:2]) + f",hangs.invalid:{nodes[2].address.port}"
     keeper = Keeper(Settings.from_env(slot.env(REDIS_ADDRESSES=listed)))
     assert [Renewal.KEPT] * 4 == [keeper.renew_once() for _ in range(4)]
-    assert 0 == calls(nodes[2], "pexpire")
+    assert 0 == nodes[2].calls("pexpire")
     found.set()
     nodes[0].kill()
     assert Renewal.KEPT is keeper.renew_once()
     # The first was under way, the last one counts; one to spare, should the thread catch up in between.
-    assert calls(nodes[2], "pexpire") in (2, 3)
+    assert nodes[2].calls("pexpire") in (2, 3)
 
 
 def test_a_name_is_tried_with_all_its_addresses(slot, nodes, monkeypatch):
@@ -319,8 +312,8 @@ def test_a_lost_lease_is_told_once_released_and_never_created(slot, nodes):
         assert "error" == error["level"]
         assert "delete this pod" in error["message"]
         wait_for(lambda: slot.lease_ms(nodes[2]) < 0, "the release of what was left")
-        asked = calls(nodes[2], "pexpire")
-        wait_for(lambda: calls(nodes[2], "pexpire") >= asked + 2, "two more rounds")
+        asked = nodes[2].calls("pexpire")
+        wait_for(lambda: nodes[2].calls("pexpire") >= asked + 2, "two more rounds")
         assert [False, False, False] == slot.leased(nodes)
         assert 1 == len(process.said(LOST))
         assert process.running
