@@ -20,8 +20,10 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: E402
 
+from app import semaphores_on  # noqa: E402
 from app.logs import CONFIG  # noqa: E402
 from app.metrics import give_back_room, serve_metrics  # noqa: E402
+from app.scrape import Scrape  # noqa: E402
 from app.server import CertificateError, tls_context  # noqa: E402
 from app.settings import Settings, SettingsError  # noqa: E402
 
@@ -79,8 +81,10 @@ def when_ready(server):
         # A peer that has sent nothing wakes no worker, for some seconds; and who has wakes one once, not twice.
         listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
     host = _settings.bind.rpartition(":")[0].strip("[]")
+    # On connections of its own, opened by the first who asks.
+    scrape = Scrape(semaphores_on(_settings), _settings.cert_file, _settings.metrics_semaphores)
     try:
-        serve_metrics(host, _settings.metrics_port)
+        serve_metrics(host, _settings.metrics_port, scrape)
     except OSError as error:
         sys.exit(f"cannot start: METRICS_PORT: cannot listen on {host}:{_settings.metrics_port}: {error}")
 

@@ -16,6 +16,7 @@ from app.admission import annotations, holder, injection
 from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenUnavailable
 from app.admission.injection import Carried, Pod, Sidecar
 from app.admission.review import Reason, Review, Verdict
+from app.logs import shortened
 from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from app.semaphore.semaphores import Semaphores
 
@@ -57,19 +58,19 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
         return _leave_alone(review.pod, rules)
     semaphore = f"{review.namespace}/{request.key}"
     if request.length == 0:
-        return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0")
+        return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0", semaphore=semaphore)
     if review.dry_run:
         patch = _patch(review.pod, request, rules, Grant(0, secrets.token_hex(16)), semaphore)
-        return Verdict.allow(Reason.DRY_RUN, patch=patch)
+        return Verdict.allow(Reason.DRY_RUN, patch=patch, semaphore=semaphore)
     carried = injection.carried(review.pod, rules.container_name)
     if carried and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
-        return Verdict.allow(Reason.REINVOKED)
+        return Verdict.allow(Reason.REINVOKED, semaphore=semaphore)
     claim = Claim(
         semaphore=semaphore,
         length=request.length,
         reservation_ms=rules.reservation_seconds * 1000,
         lease_ms=request.expiration_seconds * 1000,
-        holder=holder.holder_of(review.pod, int(rules.wall_clock())),
+        holder=holder.holder_of(review.pod, int(rules.wall_clock()), request.expiration_seconds),
     )
     outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)
     return _verdict(outcome, review.pod, request, rules, semaphore)
@@ -106,24 +107,29 @@ def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, r
 
 def _verdict(outcome: Outcome, pod: Pod, request: SlotRequest, rules: Rules, semaphore: str) -> Verdict:
     match outcome:
-        case Grant():
-            message = f"semaphore {semaphore}: slot {outcome.slot} of {request.length}"
-            return Verdict.allow(Reason.GRANTED, message, patch=_patch(pod, request, rules, outcome, semaphore))
+        case Grant(slot, token):
+            message = f"semaphore {semaphore}: slot {slot} of {request.length}"
+            patch = _patch(pod, request, rules, outcome, semaphore)
+            # A token is a capability: of it the log has as much as tells one from the other.
+            return Verdict.allow(
+                Reason.GRANTED, message, patch=patch, semaphore=semaphore, slot=slot, token=shortened(token)
+            )
         case Full():
             told = holder.describe(outcome.held, request.length, outcome.holders, outcome.unstarted)
-            full = f"semaphore {semaphore} is full: {told}"
-            return Verdict.deny(Reason.FULL, full)
+            full = f"semaphore {semaphore} is full: {told}; more: at-least-semaphore holders {semaphore}"
+            return Verdict.deny(Reason.FULL, full, semaphore=semaphore, held=outcome.held, length=request.length)
         case Unavailable(why):
-            return _unavailable(pod, request, rules, f"semaphore {semaphore} is unavailable: {why}")
+            return _unavailable(pod, request, rules, semaphore, why)
 
 
-def _unavailable(pod: Pod, request: SlotRequest, rules: Rules, message: str) -> Verdict:
+def _unavailable(pod: Pod, request: SlotRequest, rules: Rules, semaphore: str, why: str) -> Verdict:
+    message = f"semaphore {semaphore} is unavailable: {why}"
     if request.when_unavailable is WhenUnavailable.DENY:
-        return Verdict.deny(Reason.UNAVAILABLE, message)
+        return Verdict.deny(Reason.UNAVAILABLE, message, semaphore=semaphore)
     warnings = ("admitted without a slot: no majority of the semaphore's Redis nodes answered",)
     # A sidecar that came with the pod is none of ours to trust: it would keep another pod's slot alive.
     patch = _removal(pod, rules)
-    return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, message, patch=patch, warnings=warnings)
+    return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, message, patch=patch, warnings=warnings, semaphore=semaphore)
 
 
 def _patch(pod: Pod, request: SlotRequest, rules: Rules, grant: Grant, semaphore: str) -> str:

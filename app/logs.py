@@ -1,5 +1,6 @@
 """Log lines as JSON objects, one a line: nothing that a client sends can break or forge one."""
 
+import hashlib
 import json
 import logging
 from typing import Any
@@ -8,6 +9,11 @@ from sidecar.log import rfc3339
 
 # What every record has; all else was given by the caller as `extra` and is a field of the line.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+
+
+def shortened(token: str) -> str:
+    """As much of a token as tells it from others, and is of no use to who reads it: 8 hex digits of its SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
 
 
 class JsonFormatter(logging.Formatter):

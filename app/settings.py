@@ -44,6 +44,8 @@ class Settings:
     cert_dir: Path
     bind: str
     metrics_port: int
+    # Series that the metrics have for semaphores; the rest is summed. Every semaphore costs Prometheus five or six.
+    metrics_semaphores: int
     # Workers of gunicorn; each serves one request at a time.
     web_concurrency: int
     # Tells installations in one cluster, or on the same nodes, apart. Empty: none.
@@ -84,6 +86,7 @@ class Settings:
             cert_dir=read("CERT_DIR", Path, Path("/var/k8s-webhook-server/serving-certs")),
             bind=read("BIND", _bind, "0.0.0.0:9443"),
             metrics_port=read("METRICS_PORT", _port, 8080),
+            metrics_semaphores=read("METRICS_SEMAPHORES", _semaphores, 1000),
             web_concurrency=read("WEB_CONCURRENCY", _workers, 1),
             variant=read("VARIANT", _variant, ""),
         )
@@ -165,6 +168,10 @@ def _budget(text: str) -> float:
 
 def _port(text: str) -> int:
     return _whole(text, 1, 65535, "a port")
+
+
+def _semaphores(text: str) -> int:
+    return _whole(text, 0, 100_000, "a number of semaphores")
 
 
 def _workers(text: str) -> int:

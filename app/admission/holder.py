@@ -6,6 +6,7 @@ Knows neither Redis nor the clock: leases and instants come in as arguments.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # The longest name that Kubernetes gives to anything.
@@ -14,15 +15,16 @@ _SHOWN_OWNERS = 5
 _UNKNOWN = "unknown"
 
 
-def holder_of(pod: Mapping[str, Any], since: int) -> str:
-    """Compact JSON about the pod: `owner` as Kind/name (absent if none), `pod`, `since` (unix seconds).
+def holder_of(pod: Mapping[str, Any], since: int, expiration_seconds: int) -> str:
+    """Compact JSON about the pod: `owner` as Kind/name (absent if none), `pod`, `since` (unix seconds), `expiration`.
 
     A pod's name is not known yet under generateName, which then stands for it with a `*` at its end. `pod`
     is the pod of a parsed Review.
     """
     owner = _owner((pod.get("metadata") or {}).get("ownerReferences") or [])
     holder = {"owner": owner[:_TEXT_LENGTH]} if owner else {}
-    return json.dumps({**holder, "pod": pod_name(pod), "since": since}, separators=(",", ":"))
+    known = {**holder, "pod": pod_name(pod), "since": since, "expiration": expiration_seconds}
+    return json.dumps(known, separators=(",", ":"))
 
 
 def pod_name(pod: Mapping[str, Any]) -> str:
@@ -46,7 +48,7 @@ def describe(held: int, length: int, holders: Sequence[str], unstarted: int) -> 
     are ordered by slots, then by name; what is beyond the fifth or not known of counts as `and N more`. How many
     of the holders are `unstarted` comes last: these wait for a machine, or somebody else has refused them after us.
     """
-    owners = Counter(_named(holder) for holder in holders)
+    owners = Counter(read_holder(holder).name for holder in holders)
     shown = sorted(owners.items(), key=lambda owner: (-owner[1], owner[0]))[:_SHOWN_OWNERS]
     phrase = f"{held} of {length} slots held"
     if held > length:
@@ -67,17 +69,43 @@ def _not_started(held: int, seen: int, unstarted: int) -> str:
     return f"; {unstarted} of {'them' if seen == held else f'the first {seen}'} not started"
 
 
-def _named(holder: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a lease tells of the pod behind it; None is not known."""
+
+    owner: str | None  # Kind/name
+    pod: str | None
+    since: int | None  # seconds since the epoch
+    expiration_seconds: int | None
+
+    @property
+    def name(self) -> str:
+        """The owner, or the pod itself where nobody owns it."""
+        return self.owner or (f"Pod/{self.pod}" if self.pod else _UNKNOWN)
+
+
+def read_holder(text: str) -> Holder:
+    """Read what `holder_of` wrote. Whatever else stands there is not known: nothing may fail over it."""
     try:
-        found = json.loads(holder)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        return _UNKNOWN
+        found = None
     if not isinstance(found, dict):
-        return _UNKNOWN
-    owner, pod = found.get("owner"), found.get("pod")
-    if isinstance(owner, str) and owner:
-        return _printable(owner)
-    return _printable(f"Pod/{pod}") if isinstance(pod, str) and pod else _UNKNOWN
+        found = {}
+    return Holder(
+        owner=_text(found.get("owner")),
+        pod=_text(found.get("pod")),
+        since=_number(found.get("since")),
+        expiration_seconds=_number(found.get("expiration")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return _printable(value) if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int else None
 
 
 def _printable(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -79,7 +79,10 @@ _DENIALS = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer to one review. `code` is a denial's HTTP-like code, `patch` a JSON Patch as JSON text."""
+    """The answer to one review. `code` is a denial's HTTP-like code, `patch` a JSON Patch as JSON text.
+
+    `facts` are for our log only, by the names that they have there.
+    """
 
     allowed: bool
     reason: Reason
@@ -87,18 +90,25 @@ class Verdict:
     message: str
     patch: str | None
     warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def allow(
-        cls, reason: Reason, message: str = "", *, patch: str | None = None, warnings: tuple[str, ...] = ()
+        cls,
+        reason: Reason,
+        message: str = "",
+        *,
+        patch: str | None = None,
+        warnings: tuple[str, ...] = (),
+        **facts: Any,
     ) -> Verdict:
         """Let the pod in, changed by `patch` if there is one. The message is for our log only."""
-        return cls(True, reason, None, message, patch, warnings)
+        return cls(True, reason, None, message, patch, warnings, facts)
 
     @classmethod
-    def deny(cls, reason: Reason, message: str) -> Verdict:
+    def deny(cls, reason: Reason, message: str, **facts: Any) -> Verdict:
         """Refuse the pod: `reason` is INVALID, FULL or UNAVAILABLE, `message` is what its creator reads."""
-        return cls(False, reason, _DENIALS[reason][0], message, None)
+        return cls(False, reason, _DENIALS[reason][0], message, None, facts=facts)
 
 
 def parse_review(body: object) -> Review:

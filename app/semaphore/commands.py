@@ -14,13 +14,19 @@ from app.semaphore.model import (
     Full,
     Granted,
     Lease,
+    Names,
+    Page,
     Record,
     Taken,
     Unknown,
+    Vitals,
 )
 from sidecar.protocol import Keys
 
 Words = tuple[str | int, ...]
+
+# So many a node looks at in one go for a survey: a few milliseconds, in which nobody else is served.
+SURVEYED_SLOTS = 1000
 
 
 def load_scripts() -> dict[str, str]:
@@ -131,8 +137,7 @@ class Read:
     def answer(self, reply: Any) -> Answer:
         if reply is None:
             return Unknown()
-        length, longest_ms, *rest = reply
-        return Record(length, longest_ms, {slot: lease for slot, lease in map(_slot_and_lease, _fives(rest))})
+        return _record(reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,68 @@ class Restore:
 
     def answer(self, reply: Any) -> Answer:
         return int(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class ListNames:
+    """Some of the semaphores that the node has a record of; from cursor 0 until the answer's is 0 again."""
+
+    cursor: int
+
+    def words(self, keys: Keys, _sha: Mapping[str, str]) -> Words:
+        return ("SCAN", self.cursor, "MATCH", keys.record("*"), "COUNT", 1000, "TYPE", "hash")
+
+    def answer(self, reply: Any) -> Answer:
+        cursor, found = reply
+        # No variant, and no name of a semaphore, has a colon.
+        return Names(int(cursor), tuple(key.decode(errors="replace").rpartition(":")[2] for key in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Records of some semaphores, as many as a node can tell of without keeping others waiting."""
+
+    semaphores: Sequence[str]
+    start: int  # the first slot to look at in the first of them
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        records = [keys.record(semaphore) for semaphore in self.semaphores]
+        prefixes = (keys.lease(""), keys.reservation(""))
+        return ("EVALSHA", sha["survey"], len(records), *records, *prefixes, self.start, SURVEYED_SLOTS)
+
+    def answer(self, reply: Any) -> Answer:
+        next_slot, *records = reply
+        found = tuple(Unknown() if record is None else _record(record) for record in records)
+        return Page(found, None if next_slot < 0 else next_slot)
+
+
+@dataclass(frozen=True, slots=True)
+class AskTime:
+    """The node's clock, in seconds since the epoch."""
+
+    def words(self, _keys: Keys, _sha: Mapping[str, str]) -> Words:
+        return ("TIME",)
+
+    def answer(self, reply: Any) -> Answer:
+        seconds, microseconds = reply
+        return int(seconds) + int(microseconds) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class AskVitals:
+    """What the node counts by itself (https://redis.io/docs/latest/commands/info/)."""
+
+    def words(self, _keys: Keys, _sha: Mapping[str, str]) -> Words:
+        return ("INFO", "stats")
+
+    def answer(self, reply: Any) -> Answer:
+        lines = dict(line.partition(":")[::2] for line in reply.decode(errors="replace").splitlines())
+        return Vitals(int(lines["expired_keys"]))
+
+
+def _record(reply: Sequence[Any]) -> Record:
+    length, longest_ms, *rest = reply
+    return Record(length, longest_ms, dict(map(_slot_and_lease, _fives(rest))))
 
 
 def _fives(values: Sequence[Any]) -> list[Sequence[Any]]:

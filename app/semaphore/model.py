@@ -5,6 +5,7 @@ Knows no Redis and decides nothing. "No" and "don't know" are different types th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,37 @@ class Unheard:
     asked: bool = True  # False: nothing was sent, so nothing can come of it later
 
 
+class Fault(StrEnum):
+    """Why a node is passed over."""
+
+    TIMEOUT = "timeout"  # it did not answer, or could not be connected to, in time
+    CONNECTION = "connection"  # there is none, or it was lost
+    ERROR = "error"  # it answered with an error
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Some of the semaphores that a node has a record of; `cursor` is 0 once these were the last."""
+
+    cursor: int
+    semaphores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a node knows of the first of some semaphores; the last goes on at `next_slot`, if there is one."""
+
+    records: tuple[Record | Unknown, ...]
+    next_slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What a node counts since it was started."""
+
+    expired_keys: int  # leases and reservations that ended by themselves: nobody gave them back
+
+
 # What comes of it ---------------------------------------------------------------------------------------
 
 
@@ -101,5 +133,5 @@ class Unavailable:
     unheard: Mapping[int, str]  # number of the node → why it gave no usable answer
 
 
-Answer = Granted | Taken | Full | Unknown | Record | Unheard | bool | int
+Answer = Granted | Taken | Full | Unknown | Record | Names | Page | Vitals | Unheard | bool | int | float
 Outcome = Grant | Full | Unavailable

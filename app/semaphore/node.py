@@ -15,7 +15,7 @@ from hashlib import sha1
 import redis
 
 from app.semaphore.commands import Acquire, Command, Release
-from app.semaphore.model import Answer, Unheard, Unknown
+from app.semaphore.model import Answer, Fault, Unheard, Unknown
 from sidecar.protocol import Address, Keys
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,11 @@ class Node:
         patience_seconds: float,
         username: str | None = None,
         password: str | None = None,
+        on_fault: Callable[[Address, Fault], None] = lambda *_: None,
     ) -> None:
+        """`on_fault` is told whenever the node begins to be passed over."""
         self.address = address
+        self._on_fault = on_fault
         self._keys = keys
         self._scripts = scripts
         # Redis addresses a script by its SHA-1, which guards nothing here.
@@ -86,7 +89,7 @@ class Node:
         """Wait for a connection that is being made; for one to a failed node only if it is needed `at_once`."""
         if self._attempt and (at_once or self._fault is None):
             if not self._attempt.wait(until - time.monotonic()):
-                self._set_fault("it takes too long to connect")
+                self._set_fault("it takes too long to connect", Fault.TIMEOUT)
             self._adopt()
 
     def send(self, command: Command) -> Unheard | None:
@@ -149,7 +152,7 @@ class Node:
 
     def _refused(self, error: redis.ResponseError) -> Unheard:
         """The node answered with an error (read-only, out of memory, no permission): it is of no use for now."""
-        self._set_fault(_cause(error))
+        self._set_fault(_cause(error), Fault.ERROR)
         self._retry_at = time.monotonic() + PROBE_SECONDS
         return Unheard(_cause(error))
 
@@ -168,7 +171,7 @@ class Node:
         if age_seconds >= GIVE_UP_SECONDS:
             self._drop("no answer came")
         elif age_seconds >= self._patience_seconds:
-            self._set_fault(f"no answer within {self._patience_seconds * 1000:.0f} ms")
+            self._set_fault(f"no answer within {self._patience_seconds * 1000:.0f} ms", Fault.TIMEOUT)
         return age_seconds >= self._patience_seconds
 
     def _notice_close(self) -> None:
@@ -184,7 +187,8 @@ class Node:
         if not self._attempt:
             return
         if not self._attempt.connection:
-            self._set_fault(self._attempt.error or self._fault)
+            if self._attempt.error:
+                self._set_fault(*self._attempt.error)
             return
         self._connection, self._attempt = self._attempt.connection, None
         self.connections += 1
@@ -210,11 +214,13 @@ class Node:
         if len(self._owed) < OWED_RELEASES:
             self._owed.append(release)
 
-    def _set_fault(self, fault: str | None) -> None:
+    def _set_fault(self, fault: str | None, kind: Fault = Fault.CONNECTION) -> None:
+        node = str(self.address)
         if fault and not self._fault:
-            log.warning("node %s is passed over: %s", self.address, fault)
+            log.warning("node %s is passed over: %s", node, fault, extra={"node": node, "kind": kind.value})
+            self._on_fault(self.address, kind)
         elif self._fault and not fault:
-            log.info("node %s answers again", self.address)
+            log.info("node %s answers again", node, extra={"node": node})
         self._fault = fault
 
     def _connect(self) -> redis.Connection:
@@ -248,7 +254,7 @@ class _Attempt(threading.Thread):
         self._connect = connect
         self._tried, self._hurry, self._ends = threading.Event(), threading.Event(), False
         self.connection: redis.Connection | None = None
-        self.error = ""
+        self.error: tuple[str, Fault] | None = None
         self.start()
 
     def run(self) -> None:
@@ -257,7 +263,8 @@ class _Attempt(threading.Thread):
             try:
                 self.connection = self._connect()
             except Exception as error:  # noqa: BLE001  whatever a strange peer says, this thread must go on
-                self.error = _cause(error)
+                refused = isinstance(error, redis.ResponseError | redis.AuthenticationError)
+                self.error = (_cause(error), Fault.ERROR if refused else Fault.CONNECTION)
             self._tried.set()
             if not self.connection:
                 self._hurry.wait(PROBE_SECONDS)

@@ -152,7 +152,7 @@ def _ask_in_turn(command: Acquire, order: Iterable[int], nodes: int) -> Steps[di
     """
     answers: dict[int, Answer] = {}
     for node in order:
-        answers.update((yield Ask({node: command}, _never)))
+        answers.update((yield Ask({node: command}, wait_for_all)))
         if _ends_search(answers[node]) or _is_out_of_reach(answers, nodes):
             break
     return answers
@@ -189,7 +189,7 @@ def _send_release(token: str, nodes: int) -> Steps[None]:
 
 def release(token: str, nodes: int) -> Steps[bool]:
     """End the lease of `token` on all nodes; whether a majority has answered."""
-    answers = yield Ask({node: Release(token) for node in range(nodes)}, _never)
+    answers = yield Ask({node: Release(token) for node in range(nodes)}, wait_for_all)
     return len(_heard(answers)) >= majority(nodes)
 
 
@@ -214,7 +214,7 @@ def unclaimed_ms(semaphore: str, slot: int, token: str, nodes: int) -> Steps[int
 
     Below 1 if a majority knows of no such reservation.
     """
-    answers = yield Ask({node: Unclaimed(semaphore, slot, token) for node in range(nodes)}, _never)
+    answers = yield Ask({node: Unclaimed(semaphore, slot, token) for node in range(nodes)}, wait_for_all)
     left = sorted((int(answer) for answer in _heard(answers).values() if isinstance(answer, int)), reverse=True)
     return left[majority(nodes) - 1] if len(left) >= majority(nodes) else None
 
@@ -226,7 +226,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool
     (an admission is under way, or one of the leases will end).
     """
     asked = clock()
-    answers = yield Ask({node: Read(semaphore) for node in range(nodes)}, _never)
+    answers = yield Ask({node: Read(semaphore) for node in range(nodes)}, wait_for_all)
     records = {node: answer for node, answer in answers.items() if isinstance(answer, Record)}
     empty = [node for node, answer in answers.items() if isinstance(answer, Unknown)]
     if not records or (len(records) < majority(nodes) and len(records) + len(empty) < nodes):
@@ -245,7 +245,7 @@ def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool
                 if (lacking := _without(common, record)).leases
             },
         },
-        _never,
+        wait_for_all,
     )
     return len(records) + len(empty) == nodes and len(_heard(restored)) == len(restored)
 
@@ -286,7 +286,7 @@ def _heard(answers: Answers) -> dict[int, Answer]:
     return {node: answer for node, answer in answers.items() if not isinstance(answer, Unheard)}
 
 
-def _never(_: Answers) -> bool:
+def wait_for_all(_: Answers) -> bool:
     """Every answer counts: wait for all of them."""
     return False
 

@@ -5,21 +5,24 @@ Knows sockets and time, decides nothing: see quorum.py.
 
 import select
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TypeVar
 
-from app.semaphore import quorum
-from app.semaphore.commands import Acquire, Command, Release
-from app.semaphore.model import Answer, Claim, Outcome, Unavailable, Unheard, Unknown
+from app.semaphore import quorum, survey
+from app.semaphore.commands import Acquire, Command, Release, Restore
+from app.semaphore.model import Answer, Claim, Outcome, Record, Unavailable, Unheard, Unknown
 from app.semaphore.node import Node
-from sidecar.protocol import Renewal, majority
+from app.semaphore.survey import Health, Overview
+from sidecar.protocol import Address, Renewal, majority
 
 T = TypeVar("T")
 
 # How many names of semaphores a worker remembers.
 REMEMBERED = 10_000
+# So many are read before whoever asked for all is told how far that has come.
+READ_AT_ONCE = 500
 
 
 class Semaphores:
@@ -31,8 +34,10 @@ class Semaphores:
         *,
         patience_seconds: float,
         rng: Random | None = None,
+        on_repair: Callable[[Address], None] = lambda _: None,
     ) -> None:
         self._nodes = nodes
+        self._on_repair = on_repair
         self._patience_seconds = patience_seconds
         self._rng = rng or Random()
         # Semaphores that were asked for, and those of which a node may lack something: it may have missed a grant,
@@ -66,6 +71,36 @@ class Semaphores:
     def unclaimed_ms(self, semaphore: str, slot: int, token: str, deadline: float) -> int | None:
         """How long the token's lease on the slot still is a mere reservation; None if no majority answered."""
         return self._drive(quorum.unclaimed_ms(semaphore, slot, token, len(self._nodes)), deadline)
+
+    def health(self, deadline: float) -> Mapping[Address, Health]:
+        """How each node is, one after the other."""
+        return {
+            node.address: self._drive(survey.health(number, time.monotonic, time.time), deadline)
+            for number, node in enumerate(self._nodes)
+        }
+
+    def overview(
+        self, deadline: float, only: str | None = None, on_read: Callable[[int, int], None] = lambda *_: None
+    ) -> Overview:
+        """Who holds what, of all semaphores or of one; `on_read` is told how many of how many have been read."""
+        unheard: dict[int, str] = {}
+        if only is None:
+            found, unheard_of_all = self._drive(survey.names(len(self._nodes)), deadline)
+            unheard.update(unheard_of_all)
+            if len(self._nodes) - len(unheard) < majority(len(self._nodes)):
+                return Overview((), (), {}, unheard)
+        else:
+            found = frozenset([only])
+        semaphores = sorted(found)
+        records: dict[int, dict[str, Record | Unknown]] = {number: {} for number in range(len(self._nodes))}
+        for at in range(0, len(semaphores), READ_AT_ONCE):
+            some = semaphores[at : at + READ_AT_ONCE]
+            read, silent = self._drive(survey.read(some, len(self._nodes)), deadline)
+            for number, of_node in read.items():
+                records[number].update(of_node)
+            unheard.update(silent)
+            on_read(at + len(some), len(semaphores))
+        return survey.overview(semaphores, records, unheard, len(self._nodes))
 
     def close(self) -> None:
         for node in self._nodes:
@@ -123,8 +158,11 @@ class Semaphores:
             answers.update(heard or {number: self._silent(until, deadline) for number in awaited})
             awaited = {number: command for number, command in awaited.items() if number not in answers}
         for number, answer in answers.items():
+            command = ask.commands[number]
             if isinstance(answer, Unheard):
-                self._note(ask.commands[number], answer)
+                self._note(command, answer)
+            elif isinstance(command, Restore) and isinstance(answer, int) and answer >= 0:
+                self._on_repair(self._nodes[number].address)
         return answers
 
     def _connect(self, until: float) -> None:

@@ -32,17 +32,22 @@ _DURATION = re.compile(r"(?:(\d{1,4})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,7}
 Decide = Callable[[Review, float], Verdict]
 
 
-def blueprint(decide: Decide, on_verdict: Callable[[Verdict], None], budget_seconds: float) -> Blueprint:
-    """The route, with what decides (given a review and a deadline in monotonic seconds) and what is told of it."""
+def blueprint(decide: Decide, on_verdict: Callable[[Verdict, float], None], budget_seconds: float) -> Blueprint:
+    """The route, with what decides (given a review and a deadline in monotonic seconds) and what is told of it.
+
+    `on_verdict` is given the verdict and how many seconds it took.
+    """
     routes = Blueprint("mutate", __name__)
 
     @routes.post("/mutate")
     def mutate() -> Response:
-        deadline = time.monotonic() + _time_allowed(request.args.get("timeout", ""), budget_seconds)
+        arrived = time.monotonic()
+        deadline = arrived + _time_allowed(request.args.get("timeout", ""), budget_seconds)
         review = parse_review(_json_body())
         verdict = decide(review, deadline)
-        _log(review, verdict)
-        on_verdict(verdict)
+        seconds = time.monotonic() - arrived
+        _log(review, verdict, seconds)
+        on_verdict(verdict, seconds)
         return jsonify(respond(review, verdict))
 
     routes.register_error_handler(Malformed, _bad_request)
@@ -83,13 +88,23 @@ def _body() -> bytes:
     return body
 
 
-def _log(review: Review, verdict: Verdict) -> None:
-    """One line for each pod. The review's uid is left out: together with the secret it makes the token."""
+def _log(review: Review, verdict: Verdict, seconds: float) -> None:
+    """One line for each pod, its fields named as in the metrics.
+
+    The review's uid is left out: together with the secret it makes the token.
+    """
     if review.pod is None:
         return
     level = logging.WARNING if verdict.reason in TROUBLES else logging.INFO
-    fields = {"namespace": review.namespace, "pod": pod_name(review.pod), "reason": verdict.reason.value}
-    log.log(level, verdict.message or verdict.reason.value, extra={**fields, "allowed": verdict.allowed})
+    fields = {
+        "namespace": review.namespace,
+        "pod": pod_name(review.pod),
+        "reason": verdict.reason.value,
+        "allowed": verdict.allowed,
+        "admission_duration_seconds": round(seconds, 4),
+        **verdict.facts,
+    }
+    log.log(level, verdict.message or verdict.reason.value, extra=fields)
 
 
 def _bad_request(error: Exception) -> tuple[Response, int]:

@@ -34,7 +34,7 @@ BATCH = 10
 LIFE_MS = 600_000
 # So long that it never counts, however busy the machine is.
 PATIENCE_SECONDS = 10.0
-HOLDER = holder_of(pod_asking(), since=1_750_000_000)
+HOLDER = holder_of(pod_asking(), since=1_750_000_000, expiration_seconds=60)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ user default off resetpass ~* resetchannels +@all
 user probe on nopass resetkeys resetchannels -@all +ping
 user tester on >tester ~* &* +@all
 user {HOOK_USER} on >{HOOK_PASSWORD} resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* \
-+time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
++time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink \
++scan +info +config|get
 user {SIDECAR_USER} on >{SIDECAR_PASSWORD} resetkeys resetchannels -@all %W~lease:* +pexpire \
 (%W~lease:* %W~reservation:* +unlink)
 """

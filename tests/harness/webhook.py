@@ -20,6 +20,7 @@ from typing import Any
 
 import jsonpatch
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.admission.annotations import GROUP
 from tests.harness.nodes import HOOK_PASSWORD, HOOK_USER, SIDECAR_PASSWORD, SIDECAR_USER
@@ -124,11 +125,15 @@ class Client:
 
     def verdicts(self) -> dict[str, float]:
         """The counter of verdicts by reason, as on the metrics page."""
-        prefix = 'at_least_semaphore_verdicts_total{reason="'
+        return {labels[0]: value for labels, value in self.samples("at_least_semaphore_verdicts_total").items()}
+
+    def samples(self, name: str) -> dict[tuple[str, ...], float]:
+        """What the metrics page has of this name: the values of the labels, in their order → the sample."""
         return {
-            line.removeprefix(prefix).partition('"')[0]: float(line.rpartition(" ")[2])
-            for line in self.metrics().splitlines()
-            if line.startswith(prefix)
+            tuple(sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name == name
         }
 
 

@@ -1,14 +1,27 @@
 """The contract of each Lua script, as its header states it, held against a real node."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 import redis
 
-from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
-from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
+from app.semaphore.commands import (
+    Acquire,
+    AskTime,
+    AskVitals,
+    Command,
+    ListNames,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Survey,
+    Unclaimed,
+    load_scripts,
+)
+from app.semaphore.model import Claim, Full, Granted, Lease, Names, Page, Record, Taken, Unknown
 from sidecar.protocol import Keys
 from tests.harness.nodes import ACL, HOOK_PASSWORD, HOOK_USER, RedisNode, redis_nodes
 from tests.harness.semaphores import RECORD, SEMAPHORE
@@ -23,15 +36,18 @@ class Hook:
 
     def __init__(self, node: RedisNode) -> None:
         host, port = node.address
-        self._client = redis.Redis(host, port, username=HOOK_USER, password=HOOK_PASSWORD, driver_info=None)
+        self._client = redis.Redis(host, port, username=HOOK_USER, password=HOOK_PASSWORD, protocol=2, driver_info=None)
         self._sha = {name: self._client.script_load(text) for name, text in load_scripts().items()}
         self.admin = node.client()
 
     def ask(self, command: Command) -> Any:
-        # Past the client's own reading of replies to PEXPIRE and the like.
-        with self._client.client() as connection:
-            reply = connection.execute_command(*command.words(Keys(), self._sha))
-        return command.answer(reply)
+        return command.answer(self.raw(*command.words(Keys(), self._sha)))
+
+    def raw(self, *words: str | int) -> Any:
+        """Past the client's own reading of replies."""
+        with self._client.client() as client:
+            client.connection.send_command(*words)
+            return client.connection.read_response()
 
     def acquire(
         self,
@@ -422,6 +438,125 @@ def test_unclaimed_is_nothing_for_another_slot_another_token_or_a_claimed_or_end
     assert -2 == hook.ask(Unclaimed("batch/other", 1, "a"))
 
 
+# survey: what people and metrics are told -----------------------------------------------------------------
+
+LARGE = "batch/large"
+
+
+def slots_of(record: Any) -> list[int]:
+    return sorted(record.leases)
+
+
+def survey(hook: Hook, semaphores: Sequence[str], start: int = 0) -> Any:
+    return hook.ask(Survey(semaphores, start))
+
+
+def test_a_survey_tells_of_each_record_what_a_read_does(hook):
+    hook.acquire("a", 3, slot=0, life_ms=30_000, holder="A")
+    hook.acquire("b", 3, slot=2, holder="B")
+    hook.admin.delete("reservation:b")
+
+    record, unknown = survey(hook, [SEMAPHORE, "batch/unknown"]).records
+
+    assert Unknown() == unknown
+    read = hook.ask(Read(SEMAPHORE))
+    assert (read.length, read.longest_ms) == (record.length, record.longest_ms)
+    assert {0: ("a", "A"), 2: ("b", "B")} == {at: (each.token, each.holder) for at, each in record.leases.items()}
+    assert 29_000 < record.leases[0].left_ms <= 30_000 < record.leases[2].left_ms
+    assert 29_000 < record.leases[0].unclaimed_ms <= 30_000
+    assert record.leases[2].unclaimed_ms < 1
+
+
+def test_a_survey_leaves_out_dead_leases_and_says_no_more_than_the_longest_life(hook):
+    for slot, token in enumerate("abc"):
+        hook.acquire(token, 3, slot=slot)
+    hook.ask(Release("a"))
+    hook.admin.pexpire("lease:b", DAY_MS)
+    hook.admin.persist("lease:c")
+
+    (record,) = survey(hook, [SEMAPHORE]).records
+
+    assert {1: LIFE_MS, 2: LIFE_MS} == {slot: lease.left_ms for slot, lease in record.leases.items()}
+
+
+def test_a_survey_of_a_record_without_leases_is_a_record(hook):
+    hook.acquire("a", 3)
+    hook.ask(Release("a"))
+
+    page = survey(hook, [SEMAPHORE, SEMAPHORE])
+
+    assert Page((Record(3, LIFE_MS, {}),) * 2, None) == page
+
+
+@pytest.mark.parametrize(
+    ("slots", "start", "first", "next_slot"),
+    [
+        (999, 0, range(999), None),
+        (1000, 0, range(1000), None),
+        (1001, 0, range(1000), 1000),
+        (2500, 1000, range(1000, 2000), 2000),
+        (2500, 2000, range(2000, 2500), None),
+        (2500, 9999, range(0), None),
+    ],
+)
+def test_a_survey_looks_at_a_thousand_slots_and_says_where_it_goes_on(hook, slots, start, first, next_slot):
+    hook.fill(range(slots))
+
+    page = survey(hook, [SEMAPHORE], start)
+
+    assert list(first) == slots_of(page.records[0])
+    assert next_slot == page.next_slot
+
+
+def test_a_survey_leaves_semaphores_for_the_next_when_the_slots_are_used_up(hook):
+    """What the start says holds for the first alone."""
+    hook.fill(range(600))
+    page = survey(hook, [SEMAPHORE, SEMAPHORE, SEMAPHORE], 100)
+
+    assert [500, 500] == [len(record.leases) for record in page.records]
+    assert 500 == page.next_slot
+    assert list(range(500)) == slots_of(page.records[1])
+
+
+def test_a_survey_goes_on_to_the_next_semaphore_only_with_slots_left(hook):
+    hook.fill(range(1000))
+
+    page = survey(hook, [SEMAPHORE, SEMAPHORE])
+
+    assert [1000] == [len(record.leases) for record in page.records]
+    assert page.next_slot is None
+
+
+def test_records_alone_are_listed_and_none_is_left_out(hook):
+    expected = {f"batch/a{number}.x/y" for number in range(2500)}
+    with hook.admin.pipeline() as batch:
+        for semaphore in expected:
+            batch.hset(f"slots:{semaphore}", "length", "1")
+        batch.set("slots:batch/no-hash", "")
+        batch.hset("blue:slots:batch/other", "length", "1")
+        batch.set("lease:slots", "")
+        batch.execute()
+
+    found: set[str] = set()
+    names = hook.ask(ListNames(0))
+    found.update(names.semaphores)
+    while names.cursor:
+        names = hook.ask(ListNames(names.cursor))
+        found.update(names.semaphores)
+
+    assert expected == found
+
+
+def test_leases_that_end_by_themselves_are_counted_and_others_are_not(hook):
+    before = hook.ask(AskVitals()).expired_keys
+    hook.acquire("a", 3, life_ms=1)
+    hook.acquire("b", 3)
+    hook.ask(Release("b"))
+
+    # The lease and the reservation; a node sweeps a few times a second.
+    wait_for(lambda: before + 2 == hook.ask(AskVitals()).expired_keys, "both keys to be counted")
+
+
 # The rights of the hook's user --------------------------------------------------------------------------
 
 LINE = next(line for line in ACL.splitlines() if line.startswith(f"user {HOOK_USER} "))
@@ -447,6 +582,11 @@ def everything(node: RedisNode) -> None:
         assert 40 == len(hook.ask(Read(SEMAPHORE)).leases)
         restored = Record(50, 90_000, {49: Lease("r", 30_000, 20_000, "R")})
         assert 1 == hook.ask(Restore(SEMAPHORE, True, restored))
+        assert 1 == len(hook.ask(Survey([SEMAPHORE], 0)).records)
+        assert Names(0, (SEMAPHORE,)) == hook.ask(ListNames(0))
+        assert 0 < hook.ask(AskTime())
+        assert 0 <= hook.ask(AskVitals()).expired_keys
+        assert [b"appendonly", b"yes"] == hook.raw("CONFIG", "GET", "appendonly")
     finally:
         hook.close()
 

@@ -1,5 +1,6 @@
 """Real reviews over TLS to the real gunicorn: every row of the verdict table."""
 
+import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,7 +55,7 @@ def test_a_full_semaphore_refuses_and_names_its_holders(webhook: Webhook, key):
 
     assert (False, 429) == (answer.allowed, answer.code)
     expected = f"semaphore batch/{key} is full: 3 of 3 slots held by ReplicaSet/reports-7d9c (2), Job/nightly (1)"
-    assert f"{expected}; none of them has started" == answer.message
+    assert f"{expected}; none of them has started; more: at-least-semaphore holders batch/{key}" == answer.message
 
 
 def test_no_denial_asks_clients_to_send_again(webhook: Webhook, key):
@@ -143,18 +144,33 @@ def test_a_pod_that_lost_its_annotations_loses_our_sidecar_too(webhook: Webhook,
 
 
 def test_what_the_log_says_names_the_pod_and_no_token(webhook: Webhook, key):
-    answer = webhook.ask(pod_asking(key, length=1))
+    """By the names that the metrics have."""
+    token = webhook.ask(pod_asking(key, length=1)).env()["TOKEN"]
+    full = webhook.ask(pod_asking(key, length=1)).message
 
-    line = next(line for line in reversed(webhook.log_lines()) if line["logger"] == "app.web.mutate")
-    assert {
-        "level": "info",
-        "message": f"semaphore batch/{key}: slot 0 of 1",
-        "namespace": "batch",
-        "pod": "reports-7d9c-*",
-        "reason": "granted",
-        "allowed": True,
-    } == {name: value for name, value in line.items() if name not in ("time", "logger")}
-    assert answer.env()["TOKEN"] not in webhook.log()
+    granted, refused = (line for line in webhook.log_lines()[-2:])
+    always = {"level": "info", "logger": "app.web.mutate", "namespace": "batch", "pod": "reports-7d9c-*"}
+    for line, expected in (
+        (
+            granted,
+            {
+                "message": f"semaphore batch/{key}: slot 0 of 1",
+                **{"reason": "granted", "allowed": True, "semaphore": f"batch/{key}", "slot": 0},
+                "token": hashlib.sha256(token.encode()).hexdigest()[:8],
+            },
+        ),
+        (
+            refused,
+            {
+                "message": full,
+                **{"reason": "full", "allowed": False, "semaphore": f"batch/{key}", "held": 1, "length": 1},
+            },
+        ),
+    ):
+        assert 0 < line.pop("admission_duration_seconds") < 30
+        del line["time"]
+        assert {**always, **expected} == line
+    assert token not in webhook.log()
 
 
 def test_a_mirror_pod_is_left_as_it_is(webhook: Webhook, nodes, key):

@@ -74,7 +74,8 @@ def test_the_files_of_a_process_that_had_the_same_number_are_counted_on(tmp_path
     """As in a container that is restarted in its place; what is there is not thrown away."""
     program = (
         "import os; os.getpid = lambda: 7; from flask import Flask; from app.metrics import Metrics;"
-        " from app.admission.review import Reason; Metrics(Flask('x')).count(Reason.GRANTED)"
+        " from app.admission.review import Reason, Verdict;"
+        " Metrics(Flask('x'), []).count_verdict(Verdict.allow(Reason.GRANTED), 0.1)"
     )
     page = (
         "from prometheus_client import CollectorRegistry, generate_latest;"

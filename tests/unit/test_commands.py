@@ -6,7 +6,7 @@ from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Resto
 from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
 from sidecar.protocol import Keys
 
-SHA = {name: f"sha-of-{name}" for name in ("acquire", "read", "restore", "unclaimed")}
+SHA = {name: f"sha-of-{name}" for name in ("acquire", "read", "restore", "survey", "unclaimed")}
 CLAIM = Claim("batch/reports-db", 3, 60_000, 90_000, '{"owner":"Job/a"}')
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.admission.holder import describe, holder_of
+from app.admission.holder import Holder, describe, holder_of, read_holder
 
 REPLICASET = {"kind": "ReplicaSet", "name": "reports-7d9c", "controller": True}
 CLUSTER = {"kind": "Cluster", "name": "east"}
@@ -21,28 +21,30 @@ def holders(owner: str, slots: int) -> list[str]:
 
 
 def test_a_holder_is_compact_json():
-    expected = '{"owner":"ReplicaSet/reports-7d9c","pod":"reports-7d9c-x2x4z","since":1700000000}'
-    assert expected == holder_of(pod(name="reports-7d9c-x2x4z", ownerReferences=[REPLICASET]), 1_700_000_000)
+    expected = '{"owner":"ReplicaSet/reports-7d9c","pod":"reports-7d9c-x2x4z","since":1700000000,"expiration":60}'
+    assert expected == holder_of(pod(name="reports-7d9c-x2x4z", ownerReferences=[REPLICASET]), 1_700_000_000, 60)
 
 
 def test_the_controller_comes_before_other_owners():
-    assert "ReplicaSet/reports-7d9c" == json.loads(holder_of(pod(ownerReferences=[CLUSTER, REPLICASET]), 0))["owner"]
-    assert "Cluster/east" == json.loads(holder_of(pod(ownerReferences=[CLUSTER]), 0))["owner"]
+    assert (
+        "ReplicaSet/reports-7d9c" == json.loads(holder_of(pod(ownerReferences=[CLUSTER, REPLICASET]), 0, 60))["owner"]
+    )
+    assert "Cluster/east" == json.loads(holder_of(pod(ownerReferences=[CLUSTER]), 0, 60))["owner"]
 
 
 def test_a_pod_that_has_no_name_yet_is_known_by_its_prefix():
     """The API server fills in the name of a pod with generateName only after admission."""
-    assert '{"pod":"nightly-*","since":0}' == holder_of(pod(generateName="nightly-"), 0)
+    assert '{"pod":"nightly-*","since":0,"expiration":60}' == holder_of(pod(generateName="nightly-"), 0, 60)
 
 
 @pytest.mark.parametrize("nameless", [{}, {"metadata": None}, {"metadata": {"ownerReferences": None}}], ids=str)
 def test_a_pod_of_which_nothing_is_known_is_a_holder_too(nameless):
-    assert '{"pod":"*","since":0}' == holder_of(nameless, 0)
+    assert '{"pod":"*","since":0,"expiration":60}' == holder_of(nameless, 0, 60)
 
 
 def test_long_texts_are_cut_to_the_longest_name_of_kubernetes():
     """Names have not been validated yet when the holder is written down."""
-    found = json.loads(holder_of(pod(name="p" * 1000, ownerReferences=[{"kind": "K", "name": "o" * 1000}]), 0))
+    found = json.loads(holder_of(pod(name="p" * 1000, ownerReferences=[{"kind": "K", "name": "o" * 1000}]), 0, 60))
     assert ("p" * 253, "K/" + "o" * 251) == (found["pod"], found["owner"])
 
 
@@ -53,7 +55,7 @@ def test_holders_are_counted_by_owner_most_slots_first_then_by_name():
 
 
 def test_a_pod_without_owner_is_told_by_its_name():
-    assert "1 of 1 slots held by Pod/shell (1)" == describe(1, 1, [holder_of(pod(name="shell"), 0)], 0)
+    assert "1 of 1 slots held by Pod/shell (1)" == describe(1, 1, [holder_of(pod(name="shell"), 0, 60)], 0)
 
 
 def test_owners_past_the_fifth_are_only_counted():
@@ -114,3 +116,17 @@ def test_whatever_the_holders_are_the_phrase_is_printable_and_counts_every_slot(
     phrase = describe(len(texts), 3, texts, len(texts) // 2)
     assert phrase.isprintable()
     assert len(phrase) < 1500
+
+
+def test_a_holder_is_read_back():
+    text = holder_of(pod(name="x", ownerReferences=[REPLICASET]), 1_700_000_000, 60)
+
+    assert Holder("ReplicaSet/reports-7d9c", "x", 1_700_000_000, 60) == read_holder(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "null", '{"owner":1,"pod":[],"since":"x","expiration":true}', "[" * 9999]
+)
+def test_of_a_text_that_is_no_holder_nothing_is_known(text):
+    assert Holder(None, None, None, None) == read_holder(text)
+    assert "unknown" == read_holder(text).name

@@ -41,7 +41,7 @@ def answer_to(chunks: Chunks) -> tuple[int, str]:
     """Status and text; nothing tells how long the body is."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY_BYTES
-    app.register_blueprint(mutate.blueprint(lambda *_: Verdict.allow(Reason.NOT_ANNOTATED), lambda _: None, 2))
+    app.register_blueprint(mutate.blueprint(lambda *_: Verdict.allow(Reason.NOT_ANNOTATED), lambda *_: None, 2))
     in_chunks = {"wsgi.input": chunks, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     answer = app.test_client().post("/mutate", content_type="application/json", environ_overrides=in_chunks)
     return answer.status_code, answer.get_data(as_text=True)

@@ -236,7 +236,7 @@ def test_any_json_is_malformed_or_a_review_that_the_whole_package_can_read(body)
 
 def read_all_of(pod: Any) -> None:
     name = container_name("")
-    assert holder_of(pod, 0)
+    assert holder_of(pod, 0, 60)
     assert has_sidecar(pod, name) or carried(pod, name) is None
     assert remove(pod, name)
     for mode in Mode:

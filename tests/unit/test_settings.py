@@ -25,6 +25,7 @@ def test_the_defaults_are_those_of_the_readme():
         cert_dir=Path("/var/k8s-webhook-server/serving-certs"),
         bind="0.0.0.0:9443",
         metrics_port=8080,
+        metrics_semaphores=1000,
         web_concurrency=1,
         variant="",
     )
@@ -46,6 +47,7 @@ def test_every_variable_is_read():
             "CERT_DIR": "/tls",
             "BIND": "[::]:443",
             "METRICS_PORT": "9090",
+            "METRICS_SEMAPHORES": "20",
             "WEB_CONCURRENCY": "4",
             "VARIANT": "blue",
         }
@@ -65,6 +67,7 @@ def test_every_variable_is_read():
         cert_dir=Path("/tls"),
         bind="[::]:443",
         metrics_port=9090,
+        metrics_semaphores=20,
         web_concurrency=4,
         variant="blue",
     )

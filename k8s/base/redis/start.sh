@@ -33,7 +33,7 @@ refuse_space_around sidecar-password-also "$SIDECAR_PASSWORD_ALSO"
 cat > /run/redis/users.acl <<EOF
 user default off resetpass ~* resetchannels +@all
 user probe on nopass resetkeys resetchannels -@all +ping
-user hook on $(hashed "$HOOK_PASSWORD" "$HOOK_PASSWORD_ALSO")resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink
+user hook on $(hashed "$HOOK_PASSWORD" "$HOOK_PASSWORD_ALSO")resetkeys resetchannels -@all ~slots:* ~lease:* ~reservation:* +time +evalsha +script|load +exists +get +set +mget +hget +hset +hdel +hmget +hgetall +pttl +pexpire +unlink +scan +info +config|get
 user sidecar on $(hashed "$SIDECAR_PASSWORD" "$SIDECAR_PASSWORD_ALSO")resetkeys resetchannels -@all %W~lease:* +pexpire (%W~lease:* %W~reservation:* +unlink)
 EOF
 

@@ -1,0 +1,251 @@
+"""What Prometheus is told that is looked up when it asks: the semaphores, the nodes, the certificate and the version.
+
+What cannot be read is left out: there is no zero that means "not known". Every replica says the same of nodes and
+semaphores, so of theirs one takes the `max`, not the sum.
+"""
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography import x509
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from app.admission.holder import read_holder
+from app.semaphore.semaphores import Semaphores
+from app.semaphore.survey import Health, Overview, Slot, State
+from app.status import Status, status_of
+from sidecar.protocol import Address, majority
+
+# For all that is read from the nodes: well within the ten seconds that Prometheus waits by default.
+READ_SECONDS = 4.0
+OTHER = "other"  # no semaphore is called that: every name has a slash
+
+Metric = GaugeMetricFamily | CounterMetricFamily
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the nodes said, and when it was known, in monotonic seconds."""
+
+    overview: Overview
+    health: dict[Address, Health]
+    began: float
+    ended: float
+
+
+class Scrape(Collector):
+    """Answers one reader of the page after the other; who asks while the nodes are being read shares what that brings.
+
+    At most `most_semaphores` have series of their own; the others are summed.
+    """
+
+    def __init__(self, semaphores: Semaphores, cert_file: Path, most_semaphores: int) -> None:
+        self._semaphores = semaphores
+        self._cert_file = cert_file
+        self._most_semaphores = most_semaphores
+        self._lock = threading.Lock()
+        self._last: Reading | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        yield _build_info()
+        yield from _certificate(self._cert_file)
+        reading = self._read()
+        yield from _of_nodes(reading)
+        yield from _of_reading(reading)
+        if _is_success(reading):
+            yield from _of_semaphores(reading.overview, self._most_semaphores, time.time())
+
+    def _read(self) -> Reading:
+        asked = time.monotonic()
+        with self._lock:
+            if self._last is None or self._last.ended < asked:
+                self._last = self._read_nodes()
+            return self._last
+
+    def _read_nodes(self) -> Reading:
+        began = time.monotonic()
+        deadline = began + READ_SECONDS
+        overview = self._semaphores.overview(deadline)
+        health = dict(self._semaphores.health(deadline))
+        return Reading(overview, health, began, time.monotonic())
+
+
+def _is_success(reading: Reading) -> bool:
+    nodes = len(reading.health)
+    return nodes - len(reading.overview.unheard) >= majority(nodes)
+
+
+def _build_info() -> Metric:
+    info = GaugeMetricFamily("at_least_semaphore_build_info", "What runs; always 1.", labels=["version", "python"])
+    info.add_metric([version("at-least-semaphore-pod-hook"), platform.python_version()], 1)
+    return info
+
+
+def _certificate(file: Path) -> Iterator[Metric]:
+    try:
+        expiry = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):  # the worker that cannot use it says so in the log
+        return
+    yield GaugeMetricFamily(
+        "at_least_semaphore_certificate_expiry_timestamp_seconds",
+        "When the webhook's certificate ends, in seconds since the epoch.",
+        expiry.timestamp(),
+    )
+
+
+def _of_nodes(reading: Reading) -> Iterator[Metric]:
+    health = reading.health
+    overview = reading.overview
+    addresses = list(health)
+    missing = {
+        node: sum(state.lacking.get(node, 0) for state in overview.states)
+        for node in overview.leases
+        if _is_success(reading)
+    }
+
+    def gauge(name: str, text: str, values: Iterable[tuple[Address, float | None]]) -> Metric:
+        return _filled(GaugeMetricFamily(f"at_least_semaphore_node_{name}", text, labels=["node"]), values)
+
+    yield gauge("up", "Whether the node answers: 1, or 0.", ((node, float(not health[node].fault)) for node in health))
+    yield gauge(
+        "round_trip_seconds",
+        "How long the node takes to tell the time.",
+        ((node, health[node].round_trip_seconds) for node in health),
+    )
+    yield gauge(
+        "clock_offset_seconds",
+        "How far the node's clock is ahead of this webhook's; below zero: behind.",
+        ((node, health[node].clock_offset_seconds) for node in health),
+    )
+    yield gauge(
+        "leases",
+        "Leases that live on the node.",
+        ((addresses[number], leases) for number, leases in overview.leases.items()),
+    )
+    yield gauge(
+        "leases_missing",
+        "Leases that a majority of nodes has and this one lacks.",
+        ((addresses[number], lacking) for number, lacking in missing.items()),
+    )
+    yield _filled(
+        CounterMetricFamily(
+            "at_least_semaphore_node_expired_keys",
+            "Leases and reservations that ended by themselves on the node, since it was started.",
+            labels=["node"],
+        ),
+        ((node, each.vitals.expired_keys) for node, each in health.items() if each.vitals),
+    )
+
+
+def _of_reading(reading: Reading) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "at_least_semaphore_read_success",
+        "Whether a majority of nodes told of all semaphores in time: 1, or 0.",
+        _is_success(reading),
+    )
+    yield GaugeMetricFamily(
+        "at_least_semaphore_read_duration_seconds", "How long the nodes were read.", reading.ended - reading.began
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One semaphore, or several that are summed."""
+
+    semaphore: str
+    length: int
+    held: int
+    reserved: int
+    overdue: int
+    unconfirmed: int
+    since: int | None  # of the oldest reservation, in seconds since the epoch
+
+
+# The name of each metric of a semaphore, its help, and its value in a row at an instant of the wall clock.
+_GAUGES: Sequence[tuple[str, str, Callable[[_Row, float], float | None]]] = (
+    ("length", "The length that was last asked for.", lambda row, _: row.length),
+    ("held", "Slots that are held, by a majority of nodes.", lambda row, _: row.held),
+    ("reserved", "Slots held for pods whose sidecar has not renewed yet.", lambda row, _: row.reserved),
+    (
+        "overdue",
+        "Slots held by pods whose sidecar has not renewed for more than half of the lease.",
+        lambda row, _: row.overdue,
+    ),
+    (
+        "unconfirmed",
+        "Slots with a lease on some node, but on no majority: being granted, or lost.",
+        lambda row, _: row.unconfirmed,
+    ),
+    (
+        "oldest_reservation_age_seconds",
+        "Since when the oldest reservation waits for its pod to start.",
+        lambda row, now: None if row.since is None else max(0.0, now - row.since),
+    ),
+)
+
+
+def _of_semaphores(overview: Overview, most: int, now: float) -> Iterator[Metric]:
+    # Those that somebody holds first: records of semaphores that are not used any more stay for long.
+    states = sorted(overview.states, key=lambda state: (not state.held, state.semaphore))
+    rows = [_row(state) for state in states]
+    own, others = rows[:most], rows[most:]
+    if others:
+        own = [*own, _summed(others)]
+    counts = (
+        ("semaphores", "Semaphores that the nodes know.", len(states) + len(overview.unreadable)),
+        ("semaphores_unreadable", "Semaphores that no majority of nodes knows.", len(overview.unreadable)),
+        ("semaphores_summed", 'Semaphores without series of their own: summed as "other".', len(others)),
+    )
+    for name, text, value in counts:
+        yield GaugeMetricFamily(f"at_least_semaphore_{name}", text, value)
+    for name, text, value_of in _GAUGES:
+        gauge = GaugeMetricFamily(f"at_least_semaphore_{name}", text, labels=["semaphore"])
+        yield _filled(gauge, ((row.semaphore, value_of(row, now)) for row in own))
+
+
+def _row(state: State) -> _Row:
+    statuses = [status_of(slot, read_holder(slot.lease.holder)) for slot in state.held]
+    reserved = [slot for slot in state.held if slot.is_reserved]
+    return _Row(
+        semaphore=state.semaphore,
+        length=state.length,
+        held=len(state.held),
+        reserved=len(reserved),
+        overdue=statuses.count(Status.OVERDUE),
+        unconfirmed=len(state.unconfirmed),
+        since=_oldest(map(_since, reserved)),
+    )
+
+
+def _since(slot: Slot) -> int | None:
+    return read_holder(slot.lease.holder).since
+
+
+def _summed(rows: Sequence[_Row]) -> _Row:
+    return _Row(
+        semaphore=OTHER,
+        length=sum(row.length for row in rows),
+        held=sum(row.held for row in rows),
+        reserved=sum(row.reserved for row in rows),
+        overdue=sum(row.overdue for row in rows),
+        unconfirmed=sum(row.unconfirmed for row in rows),
+        since=_oldest(row.since for row in rows),
+    )
+
+
+def _oldest(instants: Iterable[int | None]) -> int | None:
+    return min((instant for instant in instants if instant is not None), default=None)
+
+
+def _filled(metric: Metric, values: Iterable[tuple[object, float | None]]) -> Metric:
+    """The metric with these values of its label; those that are not known are left out."""
+    for label, value in values:
+        if value is not None:
+            metric.add_metric([str(label)], value)
+    return metric
