@@ -74,6 +74,8 @@ class Semaphores:
 
     def health(self, deadline: float) -> Mapping[Address, Health]:
         """How each node is, one after the other."""
+        # Else the first answer would have come later by what it takes to connect.
+        self._connect(min(time.monotonic() + self._patience_seconds, deadline))
         return {
             node.address: self._drive(survey.health(number, time.monotonic, time.time), deadline)
             for number, node in enumerate(self._nodes)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from flask import Blueprint, Response, jsonify, request
 from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app.admission.holder import pod_name
 from app.admission.review import Malformed, Reason, Review, Verdict, parse_review, respond
@@ -52,7 +53,8 @@ def blueprint(decide: Decide, on_verdict: Callable[[Verdict, float], None], budg
 
     routes.register_error_handler(Malformed, _bad_request)
     routes.register_error_handler(ConnectionError, _bad_request)
-    routes.register_error_handler(HTTPException, _http_error)
+    # Of all routes, and where there is none: clients want JSON, not a page.
+    routes.app_errorhandler(HTTPException)(_http_error)
     return routes
 
 
@@ -112,5 +114,8 @@ def _bad_request(error: Exception) -> tuple[Response, int]:
     return jsonify(error=str(error)), 400
 
 
-def _http_error(error: HTTPException) -> tuple[Response, int]:
-    return jsonify(error=error.description), error.code or 500
+def _http_error(error: HTTPException) -> WerkzeugResponse:
+    response = error.get_response()  # with the header `Allow`, where it has one
+    response.data = jsonify(error=error.description).data
+    response.content_type = "application/json"
+    return response

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import admissions, api_server, holders, protocol
+from tests.bench import admissions, api_server, holders, protocol, scrapes
 from tests.bench.report import Report
 
 PARTS = {
@@ -15,6 +15,7 @@ PARTS = {
     "admissions": admissions.measure,
     "api-server": api_server.measure,
     "holders": holders.measure,
+    "scrapes": scrapes.measure,
 }
 SEED = 1
 

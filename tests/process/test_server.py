@@ -100,8 +100,10 @@ def test_a_review_of_seven_mebibytes_is_taken(webhook: Webhook):
 
 
 def test_other_paths_and_methods_are_no_errors_of_the_server(webhook: Webhook):
-    assert 404 == webhook.get("/")[0]
-    assert 405 == webhook.get("/mutate")[0]
+    for path, expected in (("/", 404), ("/mutate", 405)):
+        status, body = webhook.get(path)
+        assert expected == status
+        assert ["error"] == list(json.loads(body))
     assert (200, b"ok\n") == webhook.get("/healthz")
 
 
