@@ -16,10 +16,9 @@ from cryptography import x509
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.admission.holder import read_holder
 from app.semaphore.semaphores import Semaphores
-from app.semaphore.survey import Health, Overview, Slot, State
-from app.status import Status, status_of
+from app.semaphore.survey import Health, Overview
+from app.status import Summary, sum_of, summary_of
 from sidecar.protocol import Address, majority
 
 # For all that is read from the nodes: well within the ten seconds that Prometheus waits by default.
@@ -154,22 +153,9 @@ def _of_reading(reading: Reading) -> Iterator[Metric]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One semaphore, or several that are summed."""
-
-    semaphore: str
-    length: int
-    held: int
-    reserved: int
-    overdue: int
-    unconfirmed: int
-    since: int | None  # of the oldest reservation, in seconds since the epoch
-
-
 # The name of each metric of a semaphore, its help, and its value in a row at an instant of the wall clock.
-_GAUGES: Sequence[tuple[str, str, Callable[[_Row, float], float | None]]] = (
-    ("length", "The length that was last asked for.", lambda row, _: row.length),
+_GAUGES: Sequence[tuple[str, str, Callable[[Summary, float], float | None]]] = (
+    ("length", "The length by which a slot was last granted.", lambda row, _: row.length),
     ("held", "Slots that are held, by a majority of nodes.", lambda row, _: row.held),
     ("reserved", "Slots held for pods whose sidecar has not renewed yet.", lambda row, _: row.reserved),
     (
@@ -185,7 +171,7 @@ _GAUGES: Sequence[tuple[str, str, Callable[[_Row, float], float | None]]] = (
     (
         "oldest_reservation_age_seconds",
         "Since when the oldest reservation waits for its pod to start.",
-        lambda row, now: None if row.since is None else max(0.0, now - row.since),
+        lambda row, now: row.oldest_reservation_age_seconds(now),
     ),
 )
 
@@ -193,10 +179,10 @@ _GAUGES: Sequence[tuple[str, str, Callable[[_Row, float], float | None]]] = (
 def _of_semaphores(overview: Overview, most: int, now: float) -> Iterator[Metric]:
     # Those that somebody holds first: records of semaphores that are not used any more stay for long.
     states = sorted(overview.states, key=lambda state: (not state.held, state.semaphore))
-    rows = [_row(state) for state in states]
+    rows = [summary_of(state) for state in states]
     own, others = rows[:most], rows[most:]
     if others:
-        own = [*own, _summed(others)]
+        own = [*own, sum_of(others, OTHER)]
     counts = (
         ("semaphores", "Semaphores that the nodes know.", len(states) + len(overview.unreadable)),
         ("semaphores_unreadable", "Semaphores that no majority of nodes knows.", len(overview.unreadable)),
@@ -207,40 +193,6 @@ def _of_semaphores(overview: Overview, most: int, now: float) -> Iterator[Metric
     for name, text, value_of in _GAUGES:
         gauge = GaugeMetricFamily(f"at_least_semaphore_{name}", text, labels=["semaphore"])
         yield _filled(gauge, ((row.semaphore, value_of(row, now)) for row in own))
-
-
-def _row(state: State) -> _Row:
-    statuses = [status_of(slot, read_holder(slot.lease.holder)) for slot in state.held]
-    reserved = [slot for slot in state.held if slot.is_reserved]
-    return _Row(
-        semaphore=state.semaphore,
-        length=state.length,
-        held=len(state.held),
-        reserved=len(reserved),
-        overdue=statuses.count(Status.OVERDUE),
-        unconfirmed=len(state.unconfirmed),
-        since=_oldest(map(_since, reserved)),
-    )
-
-
-def _since(slot: Slot) -> int | None:
-    return read_holder(slot.lease.holder).since
-
-
-def _summed(rows: Sequence[_Row]) -> _Row:
-    return _Row(
-        semaphore=OTHER,
-        length=sum(row.length for row in rows),
-        held=sum(row.held for row in rows),
-        reserved=sum(row.reserved for row in rows),
-        overdue=sum(row.overdue for row in rows),
-        unconfirmed=sum(row.unconfirmed for row in rows),
-        since=_oldest(row.since for row in rows),
-    )
-
-
-def _oldest(instants: Iterable[int | None]) -> int | None:
-    return min((instant for instant in instants if instant is not None), default=None)
 
 
 def _filled(metric: Metric, values: Iterable[tuple[object, float | None]]) -> Metric:

@@ -105,7 +105,8 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> int | None:
-    return value if type(value) is int else None
+    # JSON's numbers have no end; from 2^53 on they are no instants that anything can be done with.
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def _printable(text: str) -> str:

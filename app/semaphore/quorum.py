@@ -51,6 +51,7 @@ class Ask:
 
     commands: Mapping[int, Command]
     enough: Callable[[Answers], bool]
+    connects: bool = True  # False: on the connections that there are, so that nothing else is waited for
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Semaphores:
 
     def health(self, deadline: float) -> Mapping[Address, Health]:
         """How each node is, one after the other."""
-        # Else the first answer would have come later by what it takes to connect.
+        # Once for all of them: what it takes is no part of how long a node takes to answer.
         self._connect(min(time.monotonic() + self._patience_seconds, deadline))
         return {
             node.address: self._drive(survey.health(number, time.monotonic, time.time), deadline)
@@ -143,7 +143,8 @@ class Semaphores:
 
     def _ask(self, ask: quorum.Ask, deadline: float) -> Mapping[int, Answer]:
         """Send to all, then read, and stop as soon as the answers suffice or the nodes' patience is used up."""
-        self._connect(min(time.monotonic() + self._patience_seconds, deadline))
+        if ask.connects:
+            self._connect(min(time.monotonic() + self._patience_seconds, deadline))
         until = min(time.monotonic() + self._patience_seconds, deadline)
         answers: dict[int, Answer] = {}
         awaited: dict[int, Command] = {}

@@ -49,7 +49,7 @@ class State:
     """A semaphore by a majority of the nodes."""
 
     semaphore: str
-    length: int  # last asked for
+    length: int  # by which a slot was last granted
     held: tuple[Slot, ...]  # by a majority
     unconfirmed: tuple[Slot, ...]  # on some node, but no majority: being granted, released or lost
     records: int  # how many nodes have a record
@@ -67,7 +67,7 @@ class Overview:
 
 
 def health(node: int, monotonic: Callable[[], float], wall_clock: Callable[[], float]) -> Steps[Health]:
-    """Ask one node how it is; both clocks give seconds."""
+    """Ask one node how it is, on the connection that there is; both clocks give seconds."""
     sent = monotonic()
     asked_at = wall_clock()
     answer = yield _of(node, AskTime())
@@ -206,7 +206,7 @@ def _slots(records: Mapping[int, Record], nodes: int) -> Iterator[Slot]:
 
 
 def _of(node: int, command: Command) -> Ask:
-    return Ask({node: command}, wait_for_all)
+    return Ask({node: command}, wait_for_all, connects=False)
 
 
 def _why(answer: Answer) -> str:
