@@ -1,4 +1,4 @@
-"""The programs that a cluster is made of: found on this machine, or built through the Go module proxy.
+"""The programs that a cluster is made of, and Prometheus: found on this machine, or built through the Go module proxy.
 
 Looked for in `KUBEBUILDER_ASSETS` and on the `PATH` first. What is built is kept in a cache folder, by version.
 Run as a program, it builds what is missing: `python -m tests.e2e.binaries`.
@@ -54,6 +54,13 @@ SOURCES = (
     ),
     Source("go.etcd.io/etcd/server/v3", "v3.6.14", {"etcd": "."}),
     Source("github.com/coredns/coredns", "v1.14.7", {"coredns": "."}),
+    Source(
+        "github.com/prometheus/prometheus",
+        "v0.316.0",
+        {name: f"cmd/{name}" for name in ("prometheus", "promtool")},
+        # Without the clients of a score of clouds, in whose services it could look for targets.
+        flags=("-tags", "remove_all_sd", "-ldflags", "-s -w"),
+    ),
 )
 
 
@@ -72,15 +79,18 @@ def find(name: str) -> Path:
     found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
     if not found:
         raise MissingError(
-            f"{name} is neither in KUBEBUILDER_ASSETS nor on the PATH nor in {CACHE}; `make e2e` builds it"
+            f"{name} is neither in KUBEBUILDER_ASSETS nor on the PATH nor in {CACHE}; `make programs` builds it"
         )
     return Path(found)
 
 
-def build_missing() -> None:
-    """Build what is not found; takes some minutes and some gigabytes the first time. Raises MissingError without Go."""
+def build_missing(*names: str) -> None:
+    """Build what is not found of these programs, or of all; takes some minutes and some gigabytes the first time.
+
+    Raises MissingError without Go.
+    """
     for source in SOURCES:
-        missing = [name for name in source.programs if not _is_found(name)]
+        missing = [name for name in source.programs if (not names or name in names) and not _is_found(name)]
         if missing and not shutil.which("go"):
             raise MissingError(f"{', '.join(missing)} would have to be built, and go is not on the PATH")
         if missing:

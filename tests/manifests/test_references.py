@@ -152,8 +152,15 @@ def test_every_mount_has_its_volume_and_every_volume_is_mounted(tree):
 
 def test_config_maps_of_pods_are_there(tree):
     used = {each["configMap"]["name"] for each in walk(tree.redis) if "configMap" in each}
+    # Which no pod of ours mounts.
+    dashboards = {each["metadata"]["name"] for each in tree.all("ConfigMap") if is_dashboard(each)}
 
-    assert tree.names("ConfigMap") == used
+    assert tree.names("ConfigMap") - dashboards == used
+
+
+def is_dashboard(found: Object) -> bool:
+    """Whether Grafana's sidecar collects it."""
+    return bool(found["metadata"]["labels"].get("grafana_dashboard") == "1")
 
 
 def secret_keys(tree: Tree) -> set[tuple[str, str]]:
