@@ -1,6 +1,8 @@
 """What an operator does with the installation, and what happens to it, while pods come and go."""
 
 import itertools
+import json
+import re
 import shutil
 import socket
 import ssl
@@ -37,6 +39,29 @@ def test_the_logs_of_the_webhook_and_of_the_nodes_are_read_by_their_labels(tenan
     nodes = tenant.installation.logs(REDIS)
     assert nodes.count("Ready to accept connections") == 3
     assert tenant.name not in nodes
+
+
+def test_the_command_line_tells_in_the_webhooks_container_who_holds_what_and_that_all_is_well(tenant):
+    """By the alias of the README."""
+    (alias,) = re.findall(r"^alias at-least-semaphore='kubectl (.*)'$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    def at_least_semaphore(*arguments, text=None):
+        return tenant.cluster.kubectl(*alias.split(), *arguments, text=text)
+
+    tenant.create(pod("held", asked=annotations(key="seen", length=1)))
+    tenant.wait_ready("held")
+
+    told = at_least_semaphore("holders", f"{tenant.name}/seen")
+    assert f"{tenant.name}/seen: 1 of 1 slot held" in told
+    assert re.search(r"^0 +- +held +.* running +3 of 3 ", told, re.MULTILINE)
+    assert f"{tenant.name}/seen" in at_least_semaphore("semaphores")
+    assert 3 == len(re.findall(r"^redis-\d\.redis\..*:6379 +up ", at_least_semaphore("nodes"), re.MULTILINE))
+    checked = at_least_semaphore("check")
+    assert "FAIL" not in checked
+    assert "warn" not in checked
+    asking = json.dumps(pod("late", asked=annotations(key="seen", length=1)))
+    with pytest.raises(KubectlError, match="would be refused"):
+        at_least_semaphore("explain", "-n", tenant.name, "-", text=asking)
 
 
 def test_the_metrics_are_scraped_through_a_forwarded_port(tenant):

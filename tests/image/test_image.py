@@ -220,6 +220,22 @@ def test_the_webhook_grants_slots_counts_them_and_ends_when_told_to(webhook: Cli
     assert not levels & {"warning", "error", "critical"}, serving.output
 
 
+def test_the_command_line_works_in_the_webhooks_container_and_a_release_is_in_its_log(webhook: Client, serving, key):
+    """With a root file system that cannot be written to, and as the image's user."""
+    answer = webhook.ask(pod_asking(key, length=1))
+
+    checked = serving.execute(["at-least-semaphore", "check"])
+    assert (0, "") == (checked.returncode, checked.stderr), checked.stdout
+    held = serving.execute(["at-least-semaphore", "holders", f"batch/{key}"])
+    assert f"batch/{key}: 1 of 1 slot held" in held.stdout, held.stderr
+    released = serving.execute(["at-least-semaphore", "release", f"batch/{key}/{answer.env()['SLOT']}", "--yes"])
+    assert 0 == released.returncode, released.stderr
+
+    (line,) = (line for line in serving.output.splitlines() if "a slot was released by hand" in line)
+    assert f"batch/{key}" == json.loads(line)["semaphore"]
+    assert webhook.ask(pod_asking(key, length=1)).allowed
+
+
 def test_the_webhook_says_what_is_missing(engine: Engine, spec: Spec):
     """And needs no place to write for that but the folder of the metrics."""
     with engine.container(env={"PROMETHEUS_MULTIPROC_DIR": METRICS_DIR}, options=spec.options[1:]) as container:
