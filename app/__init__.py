@@ -66,6 +66,8 @@ def rules_of(settings: Settings) -> Rules:
     sidecar = Sidecar(
         image=settings.sidecar_image,
         mode=settings.sidecar_mode,
+        requests=settings.sidecar_requests,
+        limits=settings.sidecar_limits,
         redis_addresses=settings.sidecar_redis_addresses,
         redis_username=settings.sidecar_redis_username,
         redis_password=settings.sidecar_redis_password,

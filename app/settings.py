@@ -36,6 +36,9 @@ class Settings:
     sidecar_redis_password: str | None = field(repr=False)
     sidecar_image: str
     sidecar_mode: Mode
+    # What a LimitRange or a quota of tenants' namespaces may demand otherwise: resources by their names.
+    sidecar_requests: Mapping[str, str]
+    sidecar_limits: Mapping[str, str]
     # Long enough to schedule a pod and pull its images: an admitted pod whose sidecar has not renewed by then
     # loses its slot.
     reservation_seconds: int
@@ -81,6 +84,9 @@ class Settings:
             sidecar_redis_password=read("SIDECAR_REDIS_PASSWORD", str, None),
             sidecar_image=read("SIDECAR_IMAGE", _image, DEFAULT_IMAGE),
             sidecar_mode=read("SIDECAR_MODE", _mode, Mode.NATIVE),
+            sidecar_requests=read("SIDECAR_REQUESTS", _resources, {"cpu": "5m", "memory": "16Mi"}),
+            # A quota may demand limits. The one on cpu is wide, since every probe starts an interpreter.
+            sidecar_limits=read("SIDECAR_LIMITS", _resources, {"cpu": "250m", "memory": "64Mi"}),
             reservation_seconds=read("RESERVATION_SECONDS", _reservation, 300),
             admission_budget_seconds=read("ADMISSION_BUDGET_SECONDS", _budget, 2.0),
             cert_dir=read("CERT_DIR", Path, Path("/var/k8s-webhook-server/serving-certs")),
@@ -144,6 +150,21 @@ def _mode(text: str) -> Mode:
     if text not in list(Mode):
         raise ValueError(f"{text!r} is not a mode; write native, or container for Kubernetes before 1.29")
     return Mode(text)
+
+
+def _resources(text: str) -> Mapping[str, str]:
+    """As `kubectl set resources --limits` takes them, or `none`."""
+    found = {} if text == "none" else dict(_resource(part.strip(), text) for part in text.split(","))
+    if text.count("=") > len(found):
+        raise ValueError(f"{text!r} names a resource twice")
+    return found
+
+
+def _resource(part: str, text: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(cpu|memory|ephemeral-storage)=([0-9]{1,15}(?:\.[0-9]{1,3})?(?:m|k|[KMGT]i|[MGT])?)", part)
+    if not found:
+        raise ValueError(f"{text!r} is not accepted; write such as cpu=250m,memory=64Mi, or none")
+    return found[1], found[2]
 
 
 def _number(text: str, least: float, most: float, what: str) -> float:

@@ -32,6 +32,8 @@ class Sidecar:
     redis_username: str | None
     redis_password: str | None = field(repr=False)
     variant: str
+    requests: Mapping[str, str]  # resources by their names, as of a container
+    limits: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,7 @@ def _container(sidecar: Sidecar, claim: Mapping[str, str]) -> dict[str, Any]:
         "imagePullPolicy": "IfNotPresent",
         "command": _COMMAND,
         "env": _env({**claim, **_shared(sidecar)}),
-        # A quota may demand limits. The one on cpu is wide, since every probe starts an interpreter.
-        "resources": {
-            "requests": {"cpu": "5m", "memory": "16Mi"},
-            "limits": {"cpu": "250m", "memory": "64Mi"},
-        },
+        "resources": {"requests": dict(sidecar.requests), "limits": dict(sidecar.limits)},
         "securityContext": _security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }

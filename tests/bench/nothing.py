@@ -21,6 +21,8 @@ SIDECAR = Sidecar(
     redis_username="sidecar",
     redis_password="sidecar-password",
     variant="",
+    requests={"cpu": "5m", "memory": "16Mi"},
+    limits={"cpu": "250m", "memory": "64Mi"},
 )
 
 

@@ -15,8 +15,10 @@ import yaml
 from app.admission.annotations import InvalidAnnotation, group, parse_slot_request
 from app.admission.injection import Sidecar, container_name, inject, remove
 from app.admission.review import Malformed, parse_review
+from app.settings import Settings
 from sidecar.protocol import Mode
 
+DEFAULTS = Settings.from_env({})
 CASES = Path(__file__).parent / "cases"
 PLACEHOLDER = "THE SIDECAR"
 
@@ -73,6 +75,8 @@ def patch_of(case: dict[str, Any]) -> str:
             redis_username=case.get("username"),
             redis_password=case.get("password"),
             variant=variant,
+            requests=DEFAULTS.sidecar_requests,
+            limits=DEFAULTS.sidecar_limits,
         ),
         semaphore=f"{review.namespace}/{request.key}",
         slot=2,

@@ -240,7 +240,7 @@ def read_all_of(pod: Any) -> None:
     assert has_sidecar(pod, name) or carried(pod, name) is None
     assert remove(pod, name)
     for mode in Mode:
-        shared = Sidecar("image", mode, "redis-0:6379", None, None, "")
+        shared = Sidecar("image", mode, "redis-0:6379", None, None, "", {}, {})
         assert inject(pod, shared, semaphore="batch/a", slot=0, token="0" * 32, expiration_seconds=60)
 
 
