@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import urllib.request
 
@@ -299,3 +300,40 @@ def test_with_the_component_opt_in_only_labelled_namespaces_are_asked_about(tena
     finally:
         installation.install()
         installation.wait_until_ready()
+
+
+# A kind, the annotations of an object of it, those of its pods, and what who applies it is warned of, if anything.
+WARNINGS: tuple[tuple[str, dict[str, str], dict[str, str], str | None], ...] = (
+    ("Deployment", {}, annotations(), None),
+    ("Deployment", {}, {}, None),
+    ("Deployment", annotations(), {}, "do not count on a Deployment itself"),
+    ("StatefulSet", {}, {f"{GROUP}/at-least-semaphor-pod": "true"}, "the pods will run without a slot"),
+    ("DaemonSet", {}, {"other/key": "value"}, None),
+    ("Job", {}, {f"{GROUP}/key": "x"}, "the pods will run without a slot"),
+    ("CronJob", annotations(), annotations(), "do not count on a CronJob itself"),
+    ("CronJob", {}, {f"{GROUP}/key": "x"}, "the pods will run without a slot"),
+    ("CronJob", {}, annotations(), None),
+)
+
+
+def test_who_applies_annotations_that_do_not_count_is_warned_and_nobody_else(tenant):
+    command = tenant.cluster.kubectl_command("apply", "--dry-run=server", "-n", tenant.name, "-f", "-")
+    for kind, above, in_template, warned in WARNINGS:
+        applied = json.dumps(workload(kind, above, in_template))
+        done = subprocess.run(command, input=applied, env=tenant.cluster.environ, capture_output=True, text=True)
+        assert 0 == done.returncode, done.stderr
+        assert (warned in done.stderr) if warned else ("Warning" not in done.stderr), (kind, done.stderr)
+
+
+def workload(kind, above, in_template):
+    """Something that makes pods, with these annotations of its own and of its pods."""
+    labels = {"app": "warned"}
+    template = {"metadata": {"labels": labels, "annotations": in_template}, "spec": pod_spec()}
+    metadata = {"name": "warned", "annotations": above}
+    if "Job" not in kind:
+        spec = {"selector": {"matchLabels": labels}, "template": template}
+        return {"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    template["spec"]["restartPolicy"] = "Never"
+    job = {"template": template, "suspend": True}
+    of_kind = {"schedule": "@yearly", "jobTemplate": {"spec": job}} if kind == "CronJob" else job
+    return {"apiVersion": "batch/v1", "kind": kind, "metadata": metadata, "spec": of_kind}
