@@ -9,6 +9,7 @@ from app.cli.explain import explain
 from app.cli.holders import holders, semaphores
 from app.cli.nodes import nodes
 from app.cli.release import release
+from app.cli.repair import repair
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -26,7 +27,7 @@ def main() -> None:
       kubectl exec -n at-least-semaphore-pod-hook deploy/at-least-semaphore-pod-hook -- \\
         at-least-semaphore holders batch/reports-db
 
-    Nothing but `release` changes anything. Tokens are never shown, only what tells one from the other.
+    Nothing but `release` and `repair` changes anything. Tokens are never shown, only what tells one from the other.
 
     Exit status: 0 if all is well, 1 if not (each command says what that means), 2 if the command, a file or a
     setting is wrong.
@@ -35,7 +36,7 @@ def main() -> None:
     logging.getLogger("app").addHandler(logging.NullHandler())
 
 
-for command in (holders, semaphores, nodes, release, explain, check):
+for command in (holders, semaphores, nodes, release, repair, explain, check):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def check(form: str, timeout_seconds: float) -> None:
                  lets the webhook's user do what it needs
                  lets the sidecars' user renew and release leases, and do nothing else
                  writes everything to its disk before it answers, and forgets nothing
-                 has connections left, and replicates nobody
+                 has connections and memory left, and replicates nobody
                  has a clock that differs by a second at most
 
     The rights are tried by commands that change nothing.
@@ -104,11 +104,12 @@ def _sidecar_rights(subject: str, probe: Probe, keys: Keys) -> Finding:
 
 def _of_server(probe: Probe, address: Address, servers: dict[str, str]) -> Iterator[Finding]:
     durability, connections = f"node {address}, durability", f"node {address}, connections"
-    role = f"node {address}, role"
+    memory, role = f"node {address}, memory", f"node {address}, role"
     yield _found(durability, lambda: findings.of_durability(durability, probe.config(*CONFIG)))
     yield _found(
         connections, lambda: findings.of_connections(connections, probe.config(*CONFIG), probe.info("clients"))
     )
+    yield _found(memory, lambda: findings.of_memory(memory, probe.info("memory")))
     yield _found(role, lambda: findings.of_role(role, probe.info("replication")))
     try:
         servers[str(address)] = probe.info("server")["run_id"]

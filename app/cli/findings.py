@@ -18,6 +18,7 @@ SOON = timedelta(days=14)
 WORST_OFFSET_SECONDS = 1.0
 # Each holder keeps a connection to each node.
 MOST_CONNECTIONS = 0.75
+MOST_MEMORY = 0.75
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 UTC_FORMAT = "%Y-%m-%d %H:%M UTC"
 CONFIG = (*DURABLE, "maxclients")
@@ -127,6 +128,20 @@ def of_connections(subject: str, config: Mapping[str, str], clients: Mapping[str
     if connected > most * MOST_CONNECTIONS:
         return Finding(Level.WARN, subject, found, "raise maxclients: every pod that holds a slot keeps a connection")
     return Finding(Level.OK, subject, found)
+
+
+def of_memory(subject: str, memory: Mapping[str, str]) -> Finding:
+    """Whether there is room for more slots: a node that is full refuses to write, so that no pod gets in by it."""
+    used, most = int(memory["used_memory"]), int(memory["maxmemory"])
+    if not most:
+        return Finding(Level.OK, subject, "no limit (maxmemory)")
+    found = f"{used / 1e6:.0f} of {most / 1e6:.0f} MB (maxmemory) in use"
+    remedy = "raise maxmemory: a node without room takes no slots"
+    if used >= most:
+        return Finding(Level.FAIL, subject, found, remedy)
+    return (
+        Finding(Level.WARN, subject, found, remedy) if used > most * MOST_MEMORY else Finding(Level.OK, subject, found)
+    )
 
 
 def of_role(subject: str, replication: Mapping[str, str]) -> Finding:

@@ -42,8 +42,8 @@ def caveats(request: SlotRequest, overview: Overview) -> list[str]:
     for state in overview.states:
         if state.length != request.length:
             found.append(
-                f"it asks with length {request.length}, the last pod that asked did with {state.length}: each is "
-                "measured by its own, so all pods of a semaphore should bring the same"
+                f"it asks with length {request.length}, the last pod that was admitted did with {state.length}: "
+                "each is measured by its own, so all pods of a semaphore should bring the same"
             )
         if state.unconfirmed:
             found.append(

@@ -89,7 +89,7 @@ def semaphores(form: str, timeout_seconds: float) -> None:
     OVERDUE      of these, those whose sidecar has stopped to renew
     UNCONFIRMED  slots that some node knows, but no majority: they do not count as held
     OLDEST       how long the oldest reservation has been waiting for its pod to start
-    STATE        full: the next pod that asks is refused
+    STATE        full: the next pod that asks with this length is refused
     RECORDS      on how many nodes the semaphore is known. One that lacks it learns it with the
                  next pods that ask
 

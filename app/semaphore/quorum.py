@@ -96,8 +96,11 @@ def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock:
     `clock` gives monotonic seconds. Whatever is not granted has been released, on the nodes unheard as well.
     """
     order = list(range(nodes))
+    # Of all tries: a node may refuse one command, and answer the one that the last try ends with.
+    reasons: dict[int, str] = {}
     for tried, token in zip(range(TRIES), tokens, strict=False):
         ended = yield from _try(Acquire(claim, token, rng.randrange(claim.length)), order, nodes)
+        reasons |= _reasons(ended.answers)
         if not isinstance(ended.outcome, Grant | Full):
             yield from _send_release(token, nodes)
         if ended.lacks_records or (ended.outcome is None and ended.doubters):
@@ -108,8 +111,8 @@ def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock:
             order = sorted(range(nodes), key=lambda node: node not in ended.doubters)
         yield Pause(rng.uniform(0, min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS)))
     if ended.lacks_records:  # and whoever could tell them is away
-        return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes know it", _reasons(ended.answers))
-    return ended.outcome or Unavailable("the nodes do not agree on a slot", {})
+        return Unavailable(f"fewer than {majority(nodes)} of {nodes} nodes know it", reasons)
+    return ended.outcome or Unavailable("the nodes do not agree on a slot", reasons)
 
 
 def _try(any_slot: Acquire, order: Sequence[int], nodes: int) -> Steps[_Try]:

@@ -198,11 +198,19 @@ def test_10000_held_slots_are_full_and_20_holders_are_shown(hook):
 
 
 def test_the_holders_shown_are_those_that_live(hook):
-    """After the length was reduced: a slot is not held, and yet there are too many that are."""
+    """After the length was reduced: a slot is not held, and yet there are too many that are, past the length."""
     hook.fill(range(5))
     hook.ask(Release("s1"))
 
-    assert Full(4, ("holder-0", "holder-2"), 0) == hook.acquire("a", 3)
+    assert Full(4, ("holder-0", "holder-2", "holder-3", "holder-4"), 0) == hook.acquire("a", 3)
+
+
+def test_holders_that_are_all_past_the_length_are_shown(hook):
+    hook.fill(range(5))
+    for slot in range(2):
+        hook.ask(Release(f"s{slot}"))
+
+    assert Full(3, ("holder-2", "holder-3", "holder-4"), 0) == hook.acquire("a", 2)
 
 
 def test_holders_that_no_sidecar_has_claimed_are_counted(hook):
@@ -213,7 +221,7 @@ def test_holders_that_no_sidecar_has_claimed_are_counted(hook):
     assert 2 == hook.acquire("late", 3).unstarted
 
     hook.admin.delete("lease:b")
-    assert Full(2, ("{}",), 0) == hook.acquire("late", 2)
+    assert Full(2, ("{}", "{}"), 1) == hook.acquire("late", 2)
 
 
 # acquire: exactly one slot ------------------------------------------------------------------------------
@@ -252,7 +260,7 @@ def test_a_reduced_length_grants_nothing_until_enough_leases_have_ended(hook):
     for slot in range(5):
         hook.acquire(f"t{slot}", 5, slot=slot)
 
-    assert Full(5, ("{}", "{}"), 2) == hook.acquire("late", 2)
+    assert Full(5, ("{}",) * 5, 5) == hook.acquire("late", 2)
     assert Taken() == hook.acquire("late", 2, slot=0)
     for held, ended in [(4, "t0"), (3, "t3"), (2, "t4")]:
         hook.ask(Release(ended))

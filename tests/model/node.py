@@ -167,7 +167,7 @@ class Node:
         return None
 
     def _full(self, record: Kept, length: int, held: int) -> Full:
-        shown = [record.slots[slot] for slot in range(min(length, SHOWN)) if slot in record.slots]
+        shown = [record.slots[slot] for slot in range(min(max(length, record.bound), SHOWN)) if slot in record.slots]
         live = [token for token in shown if self.left_ms(token)]
         unstarted = sum(self._unclaimed_ms(token) > 0 for token in live)
         return Full(held, tuple(self.leases[token][1] for token in live), unstarted)

@@ -54,7 +54,7 @@ def test_all_is_well_on_nodes_that_are_as_the_readme_says(nodes, cert_dir):
 
     assert (0, "") == (ended.returncode, ended.stderr)
     lines = ended.stdout.splitlines()
-    assert 2 + 7 * len(nodes) == len(lines)
+    assert 2 + 8 * len(nodes) == len(lines)
     assert all(line.startswith("ok    ") for line in lines), ended.stdout
 
 

@@ -215,7 +215,7 @@ def test_what_the_next_admission_mends_first_cannot_be_foreseen():
 
 def test_another_length_than_that_of_the_last_pod_is_noted():
     assert [] == caveats(asking(3), overview_of(state()))
-    assert ["it asks with length 4, the last pod that asked did with 3"] == [
+    assert ["it asks with length 4, the last pod that was admitted did with 3"] == [
         note.partition(":")[0] for note in caveats(asking(4), overview_of(state()))
     ]
 

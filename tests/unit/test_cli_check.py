@@ -184,6 +184,14 @@ def test_connections_are_warned_of_when_three_quarters_are_in_use(expected, conn
     assert expected is findings.of_connections("node", GOOD, {"connected_clients": str(connected)}).level
 
 
+@pytest.mark.parametrize(
+    ("expected", "used", "most"),
+    [(Level.OK, 75, 100), (Level.WARN, 76, 100), (Level.WARN, 99, 100), (Level.FAIL, 100, 100), (Level.OK, 100, 0)],
+)
+def test_memory_is_warned_of_when_three_quarters_are_in_use_and_fails_when_none_is_left(expected, used, most):
+    assert expected is findings.of_memory("node", {"used_memory": str(used), "maxmemory": str(most)}).level
+
+
 @pytest.mark.parametrize(("expected", "role"), [(Level.OK, "master"), (Level.FAIL, "slave")])
 def test_a_replica_fails(expected, role):
     assert expected is findings.of_role("node", {"role": role}).level

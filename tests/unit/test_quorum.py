@@ -208,6 +208,18 @@ def test_pauses_between_tries_grow_up_to_a_limit():
     assert Unavailable("the nodes do not agree on a slot", {}) == admission.outcome
 
 
+def test_what_a_node_said_in_any_try_is_told_in_the_end():
+    """It may refuse to write, and answer what is only read, with which the last try may end."""
+    admission = Admission(length=100)
+    admission.answer({0: Unheard("NOPERM")})
+    admission.pass_releases("t0")
+    admission.pass_pause()
+    for tried in range(1, quorum.TRIES):
+        admission.fail(slot=tried, attempt=f"t{tried}")
+
+    assert Unavailable("the nodes do not agree on a slot", {0: "NOPERM"}) == admission.outcome
+
+
 def test_from_the_third_try_on_a_node_picks_that_said_that_the_slot_was_taken():
     """It knows what the others cannot be told of, as where a replica is cut off from one of them."""
     admission = Admission(length=5)

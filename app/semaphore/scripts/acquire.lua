@@ -113,7 +113,8 @@ end
 
 local function full(held)
   local slots, others, keys, unclaimed = {}, {}, {}, {}
-  for i = 1, math.min(length, SHOWN) do slots[i] = i - 1 end
+  -- Those past the length as well: after it was reduced they may be all there are.
+  for i = 1, math.min(math.max(length, bound), SHOWN) do slots[i] = i - 1 end
   for _, other in ipairs(redis.call('HMGET', record, unpack(slots))) do
     if other then
       others[#others + 1] = other
