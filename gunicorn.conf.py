@@ -82,7 +82,7 @@ def when_ready(server):
         listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
     host = _settings.bind.rpartition(":")[0].strip("[]")
     # On connections of its own, opened by the first who asks.
-    scrape = Scrape(semaphores_on(_settings), _settings.cert_file, _settings.metrics_semaphores)
+    scrape = Scrape(semaphores_on(_settings), _tls, _settings.metrics_semaphores)
     try:
         serve_metrics(host, _settings.metrics_port, scrape)
     except OSError as error:

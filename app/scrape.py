@@ -4,22 +4,25 @@ What cannot be read is left out: there is no zero that means "not known". Every 
 semaphores, so of theirs one takes the `max`, not the sum.
 """
 
+import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from cryptography import x509
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from app.semaphore.semaphores import Semaphores
-from app.semaphore.survey import Health, Overview
+from app.semaphore.survey import Health
+from app.server import TlsContext
 from app.status import Summary, sum_of, summary_of
 from sidecar.protocol import Address, majority
+
+log = logging.getLogger(__name__)
 
 # For all that is read from the nodes: well within the ten seconds that Prometheus waits by default.
 READ_SECONDS = 4.0
@@ -30,12 +33,21 @@ Metric = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the nodes said, and when it was known, in monotonic seconds."""
+    """What the nodes said, and when it was known, in monotonic seconds. In numbers: leases may be very many."""
 
-    overview: Overview
-    health: dict[Address, Health]
+    health: Mapping[Address, Health]
+    unheard: int  # nodes that did not tell of all
+    leases: Mapping[int, int]  # number of the node → live leases on it
+    missing: Mapping[int, int]  # number of the node → leases that a majority has and it lacks
+    semaphores: Sequence[Summary]
+    unreadable: int
     began: float
     ended: float
+
+    @property
+    def is_success(self) -> bool:
+        nodes = len(self.health)
+        return nodes - self.unheard >= majority(nodes)
 
 
 class Scrape(Collector):
@@ -44,21 +56,22 @@ class Scrape(Collector):
     At most `most_semaphores` have series of their own; the others are summed.
     """
 
-    def __init__(self, semaphores: Semaphores, cert_file: Path, most_semaphores: int) -> None:
+    def __init__(self, semaphores: Semaphores, tls: TlsContext, most_semaphores: int) -> None:
         self._semaphores = semaphores
-        self._cert_file = cert_file
+        self._tls = tls
         self._most_semaphores = most_semaphores
         self._lock = threading.Lock()
         self._last: Reading | None = None
+        self._told: Mapping[int, str] = {}  # what the log has of nodes that did not tell of all
 
     def collect(self) -> Iterator[Metric]:
         yield _build_info()
-        yield from _certificate(self._cert_file)
+        yield _certificate(self._tls)
         reading = self._read()
         yield from _of_nodes(reading)
         yield from _of_reading(reading)
-        if _is_success(reading):
-            yield from _of_semaphores(reading.overview, self._most_semaphores, time.time())
+        if reading.is_success:
+            yield from _of_semaphores(reading, self._most_semaphores, time.time())
 
     def _read(self) -> Reading:
         asked = time.monotonic()
@@ -70,14 +83,28 @@ class Scrape(Collector):
     def _read_nodes(self) -> Reading:
         began = time.monotonic()
         deadline = began + READ_SECONDS
+        # First: a node that is well, but too slow to tell of all in time, is up.
+        health = self._semaphores.health(deadline)
         overview = self._semaphores.overview(deadline)
-        health = dict(self._semaphores.health(deadline))
-        return Reading(overview, health, began, time.monotonic())
+        self._tell(overview.unheard, list(health))
+        return Reading(
+            health=health,
+            unheard=len(overview.unheard),
+            leases=overview.leases,
+            missing={node: sum(state.lacking.get(node, 0) for state in overview.states) for node in overview.leases},
+            semaphores=[summary_of(state) for state in overview.states],
+            unreadable=len(overview.unreadable),
+            began=began,
+            ended=time.monotonic(),
+        )
 
-
-def _is_success(reading: Reading) -> bool:
-    nodes = len(reading.health)
-    return nodes - len(reading.overview.unheard) >= majority(nodes)
+    def _tell(self, unheard: Mapping[int, str], addresses: Sequence[Address]) -> None:
+        """Once, as long as it stays the same."""
+        for number, why in unheard.items():
+            if self._told.get(number) != why:
+                node = str(addresses[number])
+                log.warning("node %s did not tell of all semaphores: %s", node, why, extra={"node": node})
+        self._told = unheard
 
 
 def _build_info() -> Metric:
@@ -86,27 +113,19 @@ def _build_info() -> Metric:
     return info
 
 
-def _certificate(file: Path) -> Iterator[Metric]:
-    try:
-        expiry = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError):  # the worker that cannot use it says so in the log
-        return
-    yield GaugeMetricFamily(
+def _certificate(tls: TlsContext) -> Metric:
+    """Of what is served: while the files cannot be used that is the last good one."""
+    tls.current()
+    return GaugeMetricFamily(
         "at_least_semaphore_certificate_expiry_timestamp_seconds",
-        "When the webhook's certificate ends, in seconds since the epoch.",
-        expiry.timestamp(),
+        "When the certificate that the webhook serves ends, in seconds since the epoch.",
+        x509.load_pem_x509_certificate(tls.served_pem).not_valid_after_utc.timestamp(),
     )
 
 
 def _of_nodes(reading: Reading) -> Iterator[Metric]:
     health = reading.health
-    overview = reading.overview
     addresses = list(health)
-    missing = {
-        node: sum(state.lacking.get(node, 0) for state in overview.states)
-        for node in overview.leases
-        if _is_success(reading)
-    }
 
     def gauge(name: str, text: str, values: Iterable[tuple[Address, float | None]]) -> Metric:
         return _filled(GaugeMetricFamily(f"at_least_semaphore_node_{name}", text, labels=["node"]), values)
@@ -125,12 +144,12 @@ def _of_nodes(reading: Reading) -> Iterator[Metric]:
     yield gauge(
         "leases",
         "Leases that live on the node.",
-        ((addresses[number], leases) for number, leases in overview.leases.items()),
+        ((addresses[number], leases) for number, leases in reading.leases.items()),
     )
     yield gauge(
         "leases_missing",
         "Leases that a majority of nodes has and this one lacks.",
-        ((addresses[number], lacking) for number, lacking in missing.items()),
+        ((addresses[number], missing) for number, missing in reading.missing.items() if reading.is_success),
     )
     yield _filled(
         CounterMetricFamily(
@@ -146,7 +165,7 @@ def _of_reading(reading: Reading) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "at_least_semaphore_read_success",
         "Whether a majority of nodes told of all semaphores in time: 1, or 0.",
-        _is_success(reading),
+        reading.is_success,
     )
     yield GaugeMetricFamily(
         "at_least_semaphore_read_duration_seconds", "How long the nodes were read.", reading.ended - reading.began
@@ -176,16 +195,15 @@ _GAUGES: Sequence[tuple[str, str, Callable[[Summary, float], float | None]]] = (
 )
 
 
-def _of_semaphores(overview: Overview, most: int, now: float) -> Iterator[Metric]:
+def _of_semaphores(reading: Reading, most: int, now: float) -> Iterator[Metric]:
     # Those that somebody holds first: records of semaphores that are not used any more stay for long.
-    states = sorted(overview.states, key=lambda state: (not state.held, state.semaphore))
-    rows = [summary_of(state) for state in states]
+    rows = sorted(reading.semaphores, key=lambda row: (not row.held, row.semaphore))
     own, others = rows[:most], rows[most:]
     if others:
         own = [*own, sum_of(others, OTHER)]
     counts = (
-        ("semaphores", "Semaphores that the nodes know.", len(states) + len(overview.unreadable)),
-        ("semaphores_unreadable", "Semaphores that no majority of nodes knows.", len(overview.unreadable)),
+        ("semaphores", "Semaphores that the nodes know.", len(rows) + reading.unreadable),
+        ("semaphores_unreadable", "Semaphores that no majority of nodes knows.", reading.unreadable),
         ("semaphores_summed", 'Semaphores without series of their own: summed as "other".', len(others)),
     )
     for name, text, value in counts:

@@ -184,6 +184,7 @@ class TlsContext:
         self._files = (cert_file, key_file)
         self._seen: tuple[object, ...] = ()
         self._context: ssl.SSLContext | None = None
+        self.served_pem = b""  # the certificate of the context, with its chain
 
     def current(self) -> ssl.SSLContext:
         """The context for the next connection. Raises CertificateError if there has never been a usable one."""
@@ -214,6 +215,7 @@ class TlsContext:
             cert_file, key_file = self._files
             wrong = f"{cert_file} and {key_file} are not PEM, or do not belong together"
             raise CertificateError(f"{wrong} ({error})") from error
+        self.served_pem = self._files[0].read_bytes()
         return context
 
 

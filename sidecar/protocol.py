@@ -85,7 +85,9 @@ def _parse_address(text: str) -> Address:
     name = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
     found = re.fullmatch(rf"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|({name})):([0-9]{{1,5}})", text)
     if not found or not 1 <= int(found[3]) <= 65535:
-        raise ValueError(f"{text!r} is not an address; write host:port, separated by commas")
+        # What stands before an @ may be a password.
+        shown = f"…@{text.rpartition('@')[2]}" if "@" in text else text
+        raise ValueError(f"{shown!r} is not an address; write host:port, separated by commas")
     return Address(found[1] or found[2], int(found[3]))
 
 

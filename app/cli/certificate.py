@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 __all__ = ["Certificate", "read_certificate"]
@@ -27,7 +28,7 @@ def read_certificate(cert_pem: bytes, key_pem: bytes) -> Certificate:
         raise ValueError(f"the certificate is not PEM: {error}") from error
     try:
         key = load_pem_private_key(key_pem, password=None)
-    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
         raise ValueError(f"the key cannot be used: {error}") from error
     as_bytes = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return Certificate(

@@ -1,5 +1,6 @@
 """What the commands have in common: their options, the settings, and reading what the nodes know."""
 
+import math
 import os
 import re
 import sys
@@ -38,6 +39,13 @@ class Wrong(click.ClickException):
     exit_code = 2
 
 
+def _no_nan(_context: click.Context, _option: click.Parameter, seconds: float) -> float:
+    """Which is in any range, as click sees it."""
+    if math.isnan(seconds):
+        raise click.BadParameter("'nan' is no number of seconds")
+    return seconds
+
+
 _OUTPUT = click.option(
     "-o",
     "--output",
@@ -51,6 +59,7 @@ _TIMEOUT = click.option(
     "--timeout",
     "timeout_seconds",
     type=click.FloatRange(0.1, 3600),
+    callback=_no_nan,
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -141,8 +150,13 @@ def patient(settings: Settings, timeout_seconds: float) -> Settings:
 def parse_semaphore(text: str) -> str:
     """NAMESPACE/KEY as it was given on the command line. Raises Wrong."""
     if not re.fullmatch(r"[a-z0-9-]+/[A-Za-z0-9._/-]+", text):
-        raise Wrong(f"{text!r} is not the name of a semaphore; write NAMESPACE/KEY, such as batch/reports-db")
+        raise Wrong(f"{quoted(text)} is not the name of a semaphore; write NAMESPACE/KEY, such as batch/reports-db")
     return text
+
+
+def quoted(text: str) -> str:
+    """What was written, but for what may be a token: it ends in people's terminals and bug reports."""
+    return repr(re.sub("[0-9a-fA-F]{32,}", "…", text))
 
 
 def no_semaphore(semaphore: str) -> str:

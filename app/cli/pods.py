@@ -10,6 +10,10 @@ from typing import Any
 
 import yaml
 
+# As much as the webhook takes of a review, in a container that serves besides.
+LARGEST_BYTES = 1024 * 1024
+MOST_ALIASES = 20
+
 MARKER = "at-least-semaphore-pod"
 HOLDER = "holder"  # the label that admitted pods carry
 
@@ -44,13 +48,27 @@ class Source:
 
 def sources_in(text: bytes) -> list[Source]:
     """What makes pods in YAML or JSON, in several documents and lists. Raises Unreadable."""
+    if len(text) > LARGEST_BYTES:
+        raise Unreadable(f"it has {len(text)} bytes, and {LARGEST_BYTES} are accepted")
     try:
+        _refuse_bombs(text)
         documents = list(yaml.safe_load_all(text))
         return [_source(each) for document in documents for each in _objects(document) if each["kind"] in TEMPLATES]
     except yaml.YAMLError as error:
         raise Unreadable(f"it is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise Unreadable("it is nested too deeply") from error
+    except Unreadable:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, ValueError) as error:  # a date that is none, for one
+        raise Unreadable(f"it holds a value that YAML cannot make sense of: {error}") from error
+
+
+def _refuse_bombs(text: bytes) -> None:
+    """A few hundred bytes of aliases of aliases come to gigabytes."""
+    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+    if aliases > MOST_ALIASES:
+        raise Unreadable(f"it has {aliases} YAML aliases, and {MOST_ALIASES} are accepted")
 
 
 def _objects(document: Any) -> Iterator[Mapping[str, Any]]:
@@ -78,11 +96,16 @@ def _source(found: Mapping[str, Any]) -> Source:
     namespace = metadata.get("namespace")
     return Source(
         kind=kind,
-        name=str(metadata.get("name") or f"{metadata.get('generateName') or ''}*"),
+        name=_name(metadata),
         namespace=namespace if isinstance(namespace, str) and namespace else None,
         pod=pod,
         around={where: texts for where, texts in around.items() if texts},
     )
+
+
+def _name(metadata: Mapping[str, Any]) -> str:
+    name, prefix = metadata.get("name"), metadata.get("generateName")
+    return name if isinstance(name, str) and name else f"{prefix if isinstance(prefix, str) else ''}*"
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

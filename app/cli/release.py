@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from app.cli.desk import Desk, Form, Wrong, desk_options, no_semaphore, open_desk, parse_semaphore
+from app.cli.desk import Desk, Form, Wrong, desk_options, no_semaphore, open_desk, parse_semaphore, quoted
 from app.cli.held import Held, headline, held_in, slots_table
 from app.cli.output import duration, say, say_json, tell
 from app.logs import JsonFormatter, shortened
@@ -61,7 +61,9 @@ def parse_target(what: str) -> tuple[str | None, int | None]:
         return None, None
     semaphore, _, number = what.rpartition("/")
     if "/" not in semaphore or not re.fullmatch(r"[0-9]{1,9}", number):
-        raise Wrong(f"{what!r} is neither a token (32 hex digits) nor NAMESPACE/KEY/SLOT, such as batch/reports-db/0")
+        raise Wrong(
+            f"{quoted(what)} is neither a token (32 hex digits) nor NAMESPACE/KEY/SLOT, such as batch/reports-db/0"
+        )
     return parse_semaphore(semaphore), int(number)
 
 
@@ -126,8 +128,9 @@ def _log(held: Held, is_confirmed: bool) -> None:
             }
         )
     )
-    click.echo(line, err=True)
-    log_to_container(line)
+    log_to_container(line)  # first: our own stderr may be closed
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def log_to_container(line: str, proc: Path = Path("/proc")) -> None:

@@ -190,7 +190,8 @@ class Survey:
         return ("EVALSHA", sha["survey"], len(records), *records, *prefixes, self.start, SURVEYED_SLOTS)
 
     def answer(self, reply: Any) -> Answer:
-        next_slot, *records = reply
+        next_slot, first, *others = reply
+        records = [first, *others]
         found = tuple(Unknown() if record is None else _record(record) for record in records)
         return Page(found, None if next_slot < 0 else next_slot)
 
@@ -217,6 +218,10 @@ class AskVitals:
     def answer(self, reply: Any) -> Answer:
         lines = dict(line.partition(":")[::2] for line in reply.decode(errors="replace").splitlines())
         return Vitals(int(lines["expired_keys"]))
+
+
+# They look, and decide nothing: a node that refuses one of them may be well for all that admissions ask.
+LOOKING = (ListNames, Survey, AskTime, AskVitals)
 
 
 def _record(reply: Sequence[Any]) -> Record:

@@ -14,7 +14,7 @@ from hashlib import sha1
 
 import redis
 
-from app.semaphore.commands import Acquire, Command, Release
+from app.semaphore.commands import LOOKING, Acquire, Command, Release
 from app.semaphore.model import Answer, Fault, Unheard, Unknown
 from sidecar.protocol import Address, Keys
 
@@ -139,12 +139,19 @@ class Node:
             except redis.exceptions.NoScriptError as error:  # somebody flushed them: loaded with the next connection
                 self._drop(_cause(error))
             except redis.ResponseError as error:
-                yield self._pending.popleft()[0], self._refused(error)
+                command, _ = self._pending.popleft()
+                yield command, Unheard(_cause(error)) if isinstance(command, LOOKING) else self._refused(error)
             except (redis.RedisError, OSError) as error:
                 self._drop(_cause(error))
             else:
-                command, _ = self._pending.popleft()
-                answer = command.answer(reply)
+                command, _ = self._pending[0]
+                try:
+                    answer = command.answer(reply)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    # Not a node, or one that is out of step: what it says next would mean nothing either.
+                    self._drop("it answered something that means nothing")
+                    return
+                self._pending.popleft()
                 if isinstance(command, Acquire):
                     remember = self._unknown.add if isinstance(answer, Unknown) else self._unknown.discard
                     remember(command.claim.semaphore)

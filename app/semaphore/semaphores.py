@@ -22,7 +22,7 @@ T = TypeVar("T")
 # How many names of semaphores a worker remembers.
 REMEMBERED = 10_000
 # So many are read before whoever asked for all is told how far that has come.
-READ_AT_ONCE = 500
+READ_AT_ONCE = 1000
 
 
 class Semaphores:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.semaphore.commands import AskTime, AskVitals, Command, ListNames, Survey
+from app.semaphore.commands import SURVEYED_SLOTS, AskTime, AskVitals, Command, ListNames, Survey
 from app.semaphore.model import Answer, Lease, Names, Page, Record, Unheard, Unknown, Vitals
 from app.semaphore.quorum import Ask, Steps, wait_for_all
 from sidecar.protocol import majority
 
-# How many semaphores a node is asked for at once.
-BATCH = 100
+# How many semaphores a node is asked for at once: as many as it looks at slots. Where it is far away few asks do.
+BATCH = SURVEYED_SLOTS
 
 # What each node that was heard has of each semaphore: number of the node → semaphore → its record, or none.
 Records = Mapping[int, Mapping[str, Record | Unknown]]
@@ -130,6 +130,7 @@ class _Reading:
         return Survey(self.next, self._start)
 
     def take(self, page: Page) -> None:
+        """Go on behind what has come, which is one record or a part of it at least."""
         first, *others = page.records
         records = [_joined(self._part, first), *others]
         last = records[-1]
@@ -154,7 +155,7 @@ def overview(semaphores: Sequence[str], records: Records, unheard: Mapping[int, 
     missing = {name for name, of_nodes in known.items() if not _kept(of_nodes) and len(of_nodes) >= majority(nodes)}
     return Overview(
         states=tuple(_state(name, known[name], nodes) for name in known if name in readable),
-        unreadable=tuple(name for name in known if name not in readable | missing),
+        unreadable=tuple(name for name in known if name not in readable and name not in missing),
         leases={
             node: sum(_leases(record) for record in of_node.values())
             for node, of_node in records.items()

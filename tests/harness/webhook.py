@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from tests.harness.waiting import free_port, wait_for
 ROOT = Path(__file__).parents[2]
 
 
-def issue_certificate(folder: Path, authority: trustme.CA) -> None:
+def issue_certificate(folder: Path, authority: trustme.CA, not_after: datetime | None = None) -> None:
     """Write `tls.crt` and `tls.key` as cert-manager does: the new files come into place at once, by a rename."""
-    issued = authority.issue_cert("localhost", "127.0.0.1", key_type=trustme.KeyType.ECDSA)
+    issued = authority.issue_cert("localhost", "127.0.0.1", not_after=not_after, key_type=trustme.KeyType.ECDSA)
     for name, pem in (("tls.key", issued.private_key_pem), ("tls.crt", issued.cert_chain_pems[0])):
         fresh = folder / f".{name}"
         pem.write_to_path(fresh)

@@ -1,11 +1,17 @@
 """Who holds what, and how nodes are, read of real nodes that come and go."""
 
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app.semaphore.semaphores import READ_AT_ONCE
+from sidecar.protocol import Address
 from tests.harness.nodes import LIBFAKETIME, RedisNode, failing, redis_nodes
 from tests.harness.semaphores import SEMAPHORE, acquire, semaphores_on, soon, tokens_of
 from tests.harness.waiting import wait_for
@@ -70,7 +76,7 @@ def test_all_of_very_many_are_read_and_it_is_told_how_far_that_has_come(nodes):
         found = semaphores.overview(time.monotonic() + 20, on_read=lambda *counts: told.append(counts))
 
     assert expected == [state.semaphore for state in found.states]
-    assert [(500, 1001), (1000, 1001), (1001, 1001)] == told
+    assert [(1000, 2001), (2000, 2001), (2001, 2001)] == told
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,32 @@ def test_the_clock_of_a_node_is_seen_to_be_ahead():
 
     assert health.clock_offset_seconds is not None
     assert 99 < health.clock_offset_seconds < 101
+
+
+@pytest.mark.parametrize("said", [b"+OK", b"$-1", b"*0", b":1", b"*1\r\n$1\r\nx"], ids=repr)
+def test_a_peer_that_is_no_node_is_heard_no_more_and_the_others_tell(nodes, said):
+    """As where an address leads to something else: it takes the login, and everything that is said to it."""
+    with saying(said) as stranger, semaphores_on([*nodes[:2], stranger]) as semaphores:
+        acquire(semaphores, "a", 3)
+        found = semaphores.overview(soon())
+        health = semaphores.health(soon())
+
+    assert [{0, 1}] == [set(slot.nodes) for state in found.states for slot in state.held]
+    assert [None, None] == [health[node.address].fault for node in nodes[:2]]
+
+
+@contextmanager
+def saying(text: bytes) -> Iterator[Any]:
+    """A server that answers each command with the same."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"+OK\r\n")  # the login
+            while self.connection.recv(65536):
+                self.wfile.write(text + b"\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(address=Address(*server.server_address))
+        server.shutdown()

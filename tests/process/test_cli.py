@@ -1,6 +1,7 @@
 """The command line, run as in the webhook's container: its own process, the webhook's environment, real nodes."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from tests.harness.cli import environ_of, run, run_json, run_on_terminal
 from tests.harness.nodes import RedisNode, redis_nodes
 from tests.harness.sidecars import Sidecar, sidecar
 from tests.harness.waiting import wait_for
-from tests.harness.webhook import Answer, Webhook, pod_asking
+from tests.harness.webhook import ROOT, Answer, Webhook, pod_asking
 
 
 def holders_of(webhook: Webhook, key: str) -> list[dict[str, Any]]:
@@ -253,7 +254,7 @@ def test_who_waits_for_many_semaphores_is_told_how_far_it_has_come_on_a_terminal
                     pipeline.hset(Keys().record(f"batch/{number}"), mapping=record)
                 pipeline.execute()
         environ = environ_of(fresh)
-        assert "\rread 500 of 1200 semaphores\rread 1000 of 1200" in run_on_terminal(environ, "semaphores")
+        assert "\rread 1000 of 1200 semaphores\rread 1200 of 1200" in run_on_terminal(environ, "semaphores")
         assert "" == run(environ, "semaphores").stderr
 
 
@@ -455,3 +456,19 @@ def test_a_file_that_is_not_there_is_told(webhook: Webhook, tmp_path):
 
     assert 2 == ended.returncode
     assert "No such file or directory" in ended.stderr
+
+
+def test_what_is_released_is_released_where_nobody_can_be_told(webhook, key):
+    granted(webhook, key, length=1)
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "app.cli", "release", f"batch/{key}/0", "--yes"]
+        ended = subprocess.run(command, env=webhook.environ, cwd=ROOT, stderr=full, stdout=subprocess.PIPE)
+
+    assert f"released; slot 0 of batch/{key} is free\n" == ended.stdout.decode()
+
+
+def test_a_timeout_that_is_no_number_is_refused(webhook):
+    ended = run(webhook.environ, "holders", "--timeout", "nan")
+
+    assert 2 == ended.returncode
+    assert "'nan' is no number of seconds" in ended.stderr

@@ -253,3 +253,11 @@ def test_a_log_that_cannot_be_written_to_is_no_reason_to_fail(proc: Path):
 
     log_to_container("line", proc)
     log_to_container("line", proc / "nowhere")
+
+
+def test_what_may_be_a_token_is_not_repeated():
+    """An error ends in a bug report; and who has a token may end its lease."""
+    for read in (parse_semaphore, parse_target):
+        with pytest.raises(Wrong) as wrong:
+            read("lease:" + "0123456789abcdef" * 2)
+        assert "'lease:…'" in wrong.value.message

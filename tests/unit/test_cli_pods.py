@@ -161,3 +161,34 @@ def test_whatever_stands_where_metadata_should_is_no_reason_to_fail(broken):
     )
 
     assert [] == mistakes(source, GROUP)
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-13-45", "0b_", "9" * 5000, "!!int x", "!!bool x", "!!timestamp x", "2001-12-14t99:59:43"]
+)
+def test_what_yaml_cannot_make_sense_of_is_unreadable(value):
+    with pytest.raises(Unreadable):
+        sources_in(f"kind: Pod\na: {value}\n".encode())
+
+
+def test_aliases_of_aliases_are_refused_before_anything_is_made_of_them():
+    levels = "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 9))
+    with pytest.raises(Unreadable, match="81 YAML aliases, and 20 are accepted"):
+        sources_in(f"a0: &a0 [x]\n{levels}\nkind: Pod\nmetadata: {{name: *a8}}\n".encode())
+
+
+def test_a_few_aliases_are_taken():
+    (source,) = sources_in(b"kind: Pod\nmetadata: {name: &name x, labels: {app: *name}}\n")
+
+    assert "x" == source.name
+
+
+def test_a_name_that_is_no_text_is_not_written_out():
+    (source,) = sources_in(b"kind: Pod\nmetadata: {name: [[1, 2], [3]]}\n")
+
+    assert "*" == source.name
+
+
+def test_a_file_that_is_too_large_is_refused():
+    with pytest.raises(Unreadable, match="1048577 bytes, and 1048576 are accepted"):
+        sources_in(b" " * (1024 * 1024 + 1))

@@ -104,6 +104,7 @@ def test_passwords_do_not_show_when_settings_are_printed():
         ("REDIS_ADDRESSES", "redis-0:0", "'redis-0:0' is not an address"),
         ("REDIS_ADDRESSES", "redis-0:99999", "'redis-0:99999' is not an address"),
         ("REDIS_ADDRESSES", "redis://a:1", "'redis://a:1' is not an address"),
+        ("REDIS_ADDRESSES", "redis://hook:hush@a:1", "'…@a:1' is not an address"),
         ("REDIS_ADDRESSES", "a:1,,b:2", "'' is not an address"),
         ("REDIS_ADDRESSES", "a:1,b:1", "has 2 addresses; give an odd number, usually 3"),
         ("REDIS_ADDRESSES", "a:1,a:1,b:1", "names an address twice"),
