@@ -4,12 +4,13 @@ Prometheus reads them as well, with our alerts, where there is one.
 """
 
 import json
+import os
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.e2e.binaries import MissingError, find
@@ -25,6 +26,9 @@ def main(folder: Path) -> int:
     # SIGTERM is to end the nodes and the webhook as well; SIGINT is ignored in a script's background.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.default_int_handler)
+    if other := running_in(folder):
+        print(f"process {other} runs in {folder} already; end it by Ctrl-C, or name another folder", file=sys.stderr)
+        return 2
     try:
         with scene() as running, emptied(folder), alerting(running, folder) as alerts:
             write_files(running, folder, alerts.get("PROMETHEUS", ""))
@@ -35,11 +39,20 @@ def main(folder: Path) -> int:
         return 0
 
 
+def running_in(folder: Path) -> int | None:
+    """The process whose files are there, if it still runs."""
+    with suppress(OSError, ValueError):
+        pid = int((folder / "run.pid").read_text())
+        return pid if b"tests.run" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
+    return None
+
+
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
     """A folder with nothing of an earlier run in it, and gone at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / "run.pid").write_text(f"{os.getpid()}\n")
     try:
         yield
     finally:

@@ -165,7 +165,8 @@ def _say(found: Explanation) -> None:
         verdict, colour = "admitted or refused, which cannot be told", "yellow"
     else:
         verdict, colour = f"refused ({found.reason})", "red"
-    say(f"{found.source.title} in {found.namespace}: its pod would be {verdict}", colour=colour)
+    who = "it" if found.source.kind == "Pod" else "its pod"
+    say(f"{found.source.title} in {found.namespace}: {who} would be {verdict}", colour=colour)
     for line in (found.message, *(f"note: {note}" for note in found.notes)):
         if line:
             say(f"  {line}")

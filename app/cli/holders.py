@@ -70,7 +70,7 @@ def _show_holders(desk: Desk, overview: Overview, only: str | None) -> None:
     elif not overview.states:
         say(NONE_YET)
     elif not found:
-        say(f"nobody holds a slot of any of {counted(len(overview.states), 'semaphore')}")
+        say(f"no slot is held; {counted(len(overview.states), 'semaphore')} known")
     if found:
         click.echo(slots_table(found, with_semaphore=not only))
     for name in overview.unreadable:

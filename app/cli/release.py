@@ -38,7 +38,7 @@ def release(what: str, yes: bool, form: str, timeout_seconds: float) -> None:
     first.
 
     The slot is what follows the last slash, as in batch/reports-db/0; a token is 32 hex digits. You are asked before
-    anything is done, for which `kubectl exec` needs -it. What was released is written to stderr as a line of the
+    anything is done, for which `kubectl exec` needs -i. What was released is written to stderr as a line of the
     webhook's log and, in the webhook's container, to the container's log as well.
 
     Exit status 1: nobody holds the slot, you said no, or no majority of nodes has confirmed it.

@@ -30,11 +30,13 @@ def repair(semaphore: str | None, form: str, timeout_seconds: float) -> None:
         left = [name for name in names if not semaphores.repair(name, desk.deadline())]
         after = desk.read(semaphores, only)
     counts = {"semaphores": len(names), "leases_missing_before": _missing(before), "leases_missing": _missing(after)}
+    unheard = desk.unheard(after)
     if desk.form is Form.JSON:
-        say_json({**counts, "not_repaired": left})
+        say_json({**counts, "not_repaired": left, "nodes_unheard": unheard})
     else:
         told = f"{counted(counts['leases_missing_before'], 'lease')} missing before, {counts['leases_missing']} now"
-        say(f"looked at {counted(len(names), 'semaphore')}: {told}")
+        where = f", on the nodes that answered; {counted(len(unheard), 'node')} did not" if unheard else ""
+        say(f"looked at {counted(len(names), 'semaphore')}: {told}{where}")
         for name in left:
             tell(f"{name}: some node may still lack something; try again when all answer")
     if left:

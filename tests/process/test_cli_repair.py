@@ -46,7 +46,13 @@ def test_one_semaphore_is_repaired_alone(nodes):
     fill(nodes)
     nodes[1].restart(empty=True)
 
-    expected = {"semaphores": 1, "leases_missing_before": 2, "leases_missing": 0, "not_repaired": []}
+    expected = {
+        "semaphores": 1,
+        "leases_missing_before": 2,
+        "leases_missing": 0,
+        "not_repaired": [],
+        "nodes_unheard": {},
+    }
     assert expected == run_json(environ_of(nodes), "repair", SEMAPHORE)
 
 
@@ -56,6 +62,7 @@ def test_while_a_node_is_away_it_is_said_that_it_may_lack_something(nodes):
         ended = run(environ_of(nodes), "repair")
 
     assert 1 == ended.returncode
+    assert "0 now, on the nodes that answered; 1 node did not\n" in ended.stdout
     assert f"{SEMAPHORE}: some node may still lack something; try again when all answer" in ended.stderr
 
 

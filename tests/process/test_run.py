@@ -112,6 +112,15 @@ def test_the_review_that_it_prints_is_admitted_three_times_and_ctrl_c_ends_it_al
     assert 7 == subprocess.run(["curl", "--silent", f"https://localhost:{port[1]}"], check=False).returncode
 
 
+def test_a_second_run_in_the_same_folder_is_refused_and_leaves_it_alone(run):
+    command = [sys.executable, "-m", "tests.run", str(run.folder)]
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert (2, "") == (second.returncode, second.stdout)
+    assert f"process {run.process.pid} runs in {run.folder} already" in second.stderr
+    assert (run.folder / "env").exists()
+
+
 def test_the_tour_of_the_readme_goes_as_told(run):
     """Its commands, word for word; what it shows of their output is looked for in what they say."""
     blocks = re.findall(r"^```sh\n(.*?)^```", TOUR, re.S | re.M)
