@@ -219,6 +219,7 @@ def health(*answers: Answer, monotonic: list[float], wall: float) -> Any:
     asked = []
     for answer in answers:
         asked.append(play.asked)
+        assert not play.step.connects  # what connecting takes, to this node or others, is no part of the round trip
         play.answer({1: answer})
     return asked, play.outcome
 
