@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 from cryptography import x509
@@ -107,6 +108,7 @@ class Scrape(Collector):
         self._told = unheard
 
 
+@cache
 def _build_info() -> Metric:
     info = GaugeMetricFamily("at_least_semaphore_build_info", "What runs; always 1.", labels=["version", "python"])
     info.add_metric([version("at-least-semaphore-pod-hook"), platform.python_version()], 1)

@@ -7,8 +7,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-__all__ = ["Certificate", "read_certificate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Certificate:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from app.admission.holder import Holder, read_holder
@@ -14,7 +15,7 @@ COLOURS = {Status.RESERVED: "yellow", Status.RUNNING: "green", Status.OVERDUE: "
 UNREADABLE = "unreadable"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Held:
     """A slot with who holds it, as far as is known; `now` is the wall clock, in seconds since the epoch."""
 
@@ -24,7 +25,7 @@ class Held:
     nodes: int  # in all
     now: float
 
-    @property
+    @cached_property
     def holder(self) -> Holder:
         return read_holder(self.slot.lease.holder)
 

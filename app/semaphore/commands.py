@@ -216,12 +216,17 @@ class AskVitals:
         return ("INFO", "stats")
 
     def answer(self, reply: Any) -> Answer:
-        lines = dict(line.partition(":")[::2] for line in reply.decode(errors="replace").splitlines())
-        return Vitals(int(lines["expired_keys"]))
+        return Vitals(int(read_info(reply)["expired_keys"]))
 
 
 # They look, and decide nothing: a node that refuses one of them may be well for all that admissions ask.
 LOOKING = (ListNames, Survey, AskTime, AskVitals)
+
+
+def read_info(reply: bytes) -> dict[str, str]:
+    """What INFO has answered, by its names."""
+    text = reply.decode(errors="replace")
+    return dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
 
 
 def _record(reply: Sequence[Any]) -> Record:

@@ -137,12 +137,12 @@ class Node:
             except redis.TimeoutError:
                 return
             except redis.exceptions.NoScriptError as error:  # somebody flushed them: loaded with the next connection
-                self._drop(_cause(error))
+                self._drop(cause(error))
             except redis.ResponseError as error:
                 command, _ = self._pending.popleft()
-                yield command, Unheard(_cause(error)) if isinstance(command, LOOKING) else self._refused(error)
+                yield command, Unheard(cause(error)) if isinstance(command, LOOKING) else self._refused(error)
             except (redis.RedisError, OSError) as error:
-                self._drop(_cause(error))
+                self._drop(cause(error))
             else:
                 command, _ = self._pending[0]
                 try:
@@ -159,16 +159,16 @@ class Node:
 
     def _refused(self, error: redis.ResponseError) -> Unheard:
         """The node answered with an error (read-only, out of memory, no permission): it is of no use for now."""
-        self._set_fault(_cause(error), Fault.ERROR)
+        self._set_fault(cause(error), Fault.ERROR)
         self._retry_at = time.monotonic() + PROBE_SECONDS
-        return Unheard(_cause(error))
+        return Unheard(cause(error))
 
     def _transmit(self, connection: redis.Connection, command: Command) -> Unheard | None:
         try:
             connection.send_command(*command.words(self._keys, self._sha))
         except (redis.RedisError, OSError) as error:
-            self._drop(_cause(error))
-            return Unheard(f"connection lost: {_cause(error)}")
+            self._drop(cause(error))
+            return Unheard(f"connection lost: {cause(error)}")
         self._pending.append((command, time.monotonic()))
         return None
 
@@ -187,7 +187,7 @@ class Node:
             if self._connection:
                 self._connection.can_read(0)
         except redis.ConnectionError as error:
-            self._drop(_cause(error))
+            self._drop(cause(error))
 
     def _adopt(self) -> None:
         """Take the connection that was made, if one was."""
@@ -270,8 +270,7 @@ class _Attempt(threading.Thread):
             try:
                 self.connection = self._connect()
             except Exception as error:  # noqa: BLE001  whatever a strange peer says, this thread must go on
-                refused = isinstance(error, redis.ResponseError | redis.AuthenticationError)
-                self.error = (_cause(error), Fault.ERROR if refused else Fault.CONNECTION)
+                self.error = (cause(error), Fault.ERROR if is_refusal(error) else Fault.CONNECTION)
             self._tried.set()
             if not self.connection:
                 self._hurry.wait(PROBE_SECONDS)
@@ -293,7 +292,12 @@ class _Attempt(threading.Thread):
         self._hurry.set()
 
 
-def _cause(error: Exception) -> str:
+def is_refusal(error: Exception) -> bool:
+    """Whether the node has answered, if with an error."""
+    return isinstance(error, redis.ResponseError | redis.AuthenticationError)
+
+
+def cause(error: Exception) -> str:
     """What the operating system said, where redis-py wraps it into a sentence with the address.
 
     A node that does not know a command repeats what came with it: the password, or a token.

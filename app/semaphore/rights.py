@@ -12,8 +12,9 @@ from typing import Any
 
 import redis
 
-from app.semaphore.commands import Words
+from app.semaphore.commands import Words, read_info
 from app.semaphore.model import Fault
+from app.semaphore.node import cause, is_refusal
 from sidecar.protocol import Address, Keys
 
 # No semaphore is called so, as it has no namespace, and no token is.
@@ -118,8 +119,7 @@ class Probe:
 
     def info(self, section: str) -> Mapping[str, str]:
         """One section of what the node tells of itself (https://redis.io/docs/latest/commands/info/). Raises Failed."""
-        text: str = self._ask("INFO", section).decode(errors="replace")
-        return dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
+        return read_info(self._ask("INFO", section))
 
     def config(self, *names: str) -> Mapping[str, str]:
         """How the node is set up, by the names of its settings. Raises Failed."""
@@ -145,11 +145,8 @@ class Probe:
 
 
 def _failed(error: Exception) -> Failed:
-    if isinstance(error, redis.ResponseError | redis.AuthenticationError):
-        # A node that does not know a command repeats what came with it: the password, for one.
-        return Failed(Fault.ERROR, str(error).partition(", with args")[0])
+    if is_refusal(error):
+        return Failed(Fault.ERROR, cause(error))
     if isinstance(error, redis.TimeoutError):
         return Failed(Fault.TIMEOUT, "no answer in time")
-    inner = error.__context__
-    why = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(error)
-    return Failed(Fault.CONNECTION, why)
+    return Failed(Fault.CONNECTION, cause(error))

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any, Protocol
@@ -79,6 +79,16 @@ def acquire(semaphores: Semaphores, name: str, length: int, budget_seconds: floa
 def soon() -> float:
     """A deadline that leaves an admission's usual time."""
     return time.monotonic() + BUDGET_SECONDS
+
+
+def put_records(nodes: Sequence[RedisNode], semaphores: Iterable[str]) -> None:
+    """Records of semaphores that nobody holds, on all nodes, all at once."""
+    names = list(semaphores)
+    for node in nodes:
+        with node.client() as client, client.pipeline(transaction=False) as batch:
+            for name in names:
+                batch.hset(Keys().record(name), mapping={"length": 1, "bound": 1, "longest": 1})
+            batch.execute()
 
 
 def leases_on(node: RedisNode) -> dict[int, str]:

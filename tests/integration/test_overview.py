@@ -13,7 +13,7 @@ import pytest
 from app.semaphore.semaphores import READ_AT_ONCE
 from sidecar.protocol import Address
 from tests.harness.nodes import LIBFAKETIME, RedisNode, failing, redis_nodes
-from tests.harness.semaphores import SEMAPHORE, acquire, semaphores_on, soon, tokens_of
+from tests.harness.semaphores import SEMAPHORE, acquire, put_records, semaphores_on, soon, tokens_of
 from tests.harness.waiting import wait_for
 
 
@@ -58,14 +58,6 @@ def test_one_semaphore_is_read_alone(nodes):
         assert ["batch/b"] == [state.semaphore for state in semaphores.overview(soon(), only="batch/b").states]
         none = semaphores.overview(soon(), only="batch/none")
         assert ((), ()) == (none.states, none.unreadable)
-
-
-def put_records(nodes: list[RedisNode], semaphores: list[str]) -> None:
-    for node in nodes:
-        with node.client() as client, client.pipeline() as batch:
-            for semaphore in semaphores:
-                batch.hset(f"slots:{semaphore}", mapping={"length": 1, "bound": 1, "longest": 1})
-            batch.execute()
 
 
 def test_all_of_very_many_are_read_and_it_is_told_how_far_that_has_come(nodes):

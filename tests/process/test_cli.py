@@ -16,6 +16,7 @@ from app.logs import shortened
 from sidecar.protocol import Keys
 from tests.harness.cli import environ_of, run, run_json, run_on_terminal
 from tests.harness.nodes import RedisNode, redis_nodes
+from tests.harness.semaphores import put_records
 from tests.harness.sidecars import Sidecar, sidecar
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import ROOT, Answer, Webhook, pod_asking
@@ -247,12 +248,7 @@ def test_on_nodes_that_know_nothing_that_is_said():
 
 def test_who_waits_for_many_semaphores_is_told_how_far_it_has_come_on_a_terminal():
     with redis_nodes(3) as fresh:
-        for node in fresh:
-            with node.client() as client, client.pipeline() as pipeline:
-                for number in range(1200):
-                    record = {"length": 1, "longest": 1000, "bound": 0}
-                    pipeline.hset(Keys().record(f"batch/{number}"), mapping=record)
-                pipeline.execute()
+        put_records(fresh, (f"batch/{number}" for number in range(1200)))
         environ = environ_of(fresh)
         assert "\rread 1000 of 1200 semaphores\rread 1200 of 1200" in run_on_terminal(environ, "semaphores")
         assert "" == run(environ, "semaphores").stderr

@@ -3,7 +3,7 @@
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -11,8 +11,10 @@ import pytest
 
 from app.admission.review import Reason
 from app.scrape import READ_SECONDS
+from sidecar.protocol import Keys
 from tests.harness.nodes import RedisNode, addresses, failing, redis_nodes
 from tests.harness.proxy import Fault, proxy
+from tests.harness.semaphores import live_slots, put_records
 from tests.harness.sidecars import sidecar
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import Webhook, environ_for, issue_certificate, pod_asking, running_webhook
@@ -85,7 +87,7 @@ def test_a_sidecar_that_was_killed_is_overdue_and_then_its_slot_is_free(webhook,
 
 def test_a_lease_that_no_majority_has_is_unconfirmed(webhook, nodes, key):
     webhook.ask(pod_asking(key))
-    (token,) = (token for slot, token in record(nodes[0], key).items() if slot.isdigit())
+    (token,) = tokens_on(nodes[0], key)
     for node in nodes[:2]:
         with node.client() as client:
             client.delete(f"lease:{token}")
@@ -94,10 +96,10 @@ def test_a_lease_that_no_majority_has_is_unconfirmed(webhook, nodes, key):
     assert (0, 1) == (found["held"], found["unconfirmed"])
 
 
-def record(node: RedisNode, key: str) -> Mapping[str, str]:
+def tokens_on(node: RedisNode, key: str) -> list[str]:
+    """Those with a lease in the semaphore on this node."""
     with node.client() as client:
-        found: Mapping[str, str] = client.hgetall(f"slots:batch/{key}")
-        return found
+        return list(live_slots(client, Keys().record(f"batch/{key}")).values())
 
 
 def test_all_nodes_are_up_and_answer_in_no_time_with_our_own_clock(webhook, nodes):
@@ -193,7 +195,7 @@ def test_semaphores_past_the_most_are_summed_those_that_are_used_keep_their_own(
 def free(nodes: list[RedisNode], key: str) -> None:
     for node in nodes:
         with node.client() as client:
-            client.delete(*(f"lease:{token}" for slot, token in record(node, key).items() if slot.isdigit()))
+            client.delete(*map(Keys().lease, tokens_on(node, key)))
 
 
 def test_a_node_that_forbids_to_list_leaves_admissions_alone(key):
@@ -229,18 +231,10 @@ def test_nodes_that_answer_are_up_though_one_is_too_slow_to_tell_of_all(key):
         slow = stack.enter_context(proxy(nodes[2].address))
         patient = environ_for(addresses([*nodes[:2], slow]), ADMISSION_BUDGET_SECONDS="4")
         webhook = stack.enter_context(running_webhook(patient))
-        put_records(nodes, 10_000)
+        put_records(nodes, (f"batch/{number}" for number in range(10_000)))
         slow.fault = Fault.SLOW
         assert 0 == one(webhook, "read_success")
         assert {1.0} == set(webhook.samples(f"{PREFIX}node_up").values())
-
-
-def put_records(nodes: list[RedisNode], count: int) -> None:
-    for node in nodes:
-        with node.client() as client, client.pipeline(transaction=False) as batch:
-            for number in range(count):
-                batch.hset(f"slots:batch/{number}", mapping={"length": 1, "bound": 1, "longest": 1})
-            batch.execute()
 
 
 def test_readers_who_come_at_once_share_one_reading(webhook, nodes):
