@@ -5,6 +5,7 @@ What differs from a cluster of one's own is listed in docs/end-to-end.md.
 
 import base64
 import json
+import re
 import shutil
 import signal
 from collections import Counter
@@ -72,8 +73,15 @@ class Installation:
         for workload in ("statefulset/redis", f"deployment/{NAME}"):
             self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
         self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "just so many webhooks as were asked for")
-        # The proxy of a Service hears of its endpoints a little later than we do.
+        # The proxy of a Service hears of its endpoints later than we do, after a failed try by up to 30 s.
+        self.cluster.wait_for(self._is_proxied, "the Service to lead to just these webhooks")
         self.cluster.wait_for(self.is_asked, "the API server to reach a webhook")
+
+    def _is_proxied(self) -> bool:
+        """Whether kube-proxy sends who asks for the webhook to all of them, and nowhere else."""
+        rules = self.cluster.machine.run("iptables-save", "-t", "nat")
+        led_to = re.findall(rf'"{NAMESPACE}/{NAME}:https".* --to-destination ([0-9.]+):', rules)
+        return sorted(led_to) == sorted(each["status"].get("podIP", "") for each in self.pods(WEBHOOK))
 
     def is_asked(self, namespace: str = "default") -> bool:
         """Whether the API server asks a webhook about a pod of this namespace, and gets its answer."""

@@ -229,7 +229,8 @@ def test_nodes_that_answer_are_up_though_one_is_too_slow_to_tell_of_all(key):
     """Each answer in time, and all of them together not."""
     with redis_nodes() as nodes, ExitStack() as stack:
         slow = stack.enter_context(proxy(nodes[2].address))
-        patient = environ_for(addresses([*nodes[:2], slow]), ADMISSION_BUDGET_SECONDS="4")
+        # Each is waited for longer than the whole reading may take: on a busy machine none is passed over.
+        patient = environ_for(addresses([*nodes[:2], slow]), ADMISSION_BUDGET_SECONDS="25")
         webhook = stack.enter_context(running_webhook(patient))
         put_records(nodes, (f"batch/{number}" for number in range(10_000)))
         slow.fault = Fault.SLOW
