@@ -73,4 +73,9 @@ def rules_of(settings: Settings) -> Rules:
         redis_password=settings.sidecar_redis_password,
         variant=settings.variant,
     )
-    return Rules(sidecar, settings.reservation_seconds, secret=(settings.redis_password or "").encode())
+    return Rules(
+        sidecar,
+        settings.reservation_seconds,
+        secret=(settings.redis_password or "").encode(),
+        waiting_allowed=settings.waiting_allowed,
+    )

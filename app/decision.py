@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app.admission import annotations, holder, injection
-from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenUnavailable
+from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenFull, WhenUnavailable
 from app.admission.injection import Carried, Pod, Sidecar
 from app.admission.review import Reason, Review, Verdict
 from app.logs import shortened
@@ -33,6 +33,8 @@ class Rules:
     reservation_seconds: int
     # Known to all replicas, so that each makes the same tokens of one review, and to nobody else.
     secret: bytes = field(repr=False)
+    # Whether a reconciler runs, which gives slots to the pods that wait.
+    waiting_allowed: bool
     wall_clock: Callable[[], float] = time.time
 
     @property
@@ -42,6 +44,10 @@ class Rules:
     @property
     def container_name(self) -> str:
         return injection.container_name(self.sidecar.variant)
+
+    @property
+    def gate_name(self) -> str:
+        return injection.gate_name(self.sidecar.variant)
 
 
 def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float) -> Verdict:
@@ -57,13 +63,16 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
     if request is None:
         return _leave_alone(review.pod, rules)
     semaphore = f"{review.namespace}/{request.key}"
+    if request.when_full is WhenFull.WAIT:
+        return _wait(review, review.pod, request, rules, semaphore)
     if request.length == 0:
         return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is closed: its length is 0", semaphore=semaphore)
     if review.dry_run:
-        patch = _patch(review.pod, request, rules, Grant(0, secrets.token_hex(16)), semaphore)
+        patch = _patch(review.pod, request, rules, semaphore, slot=0, token=secrets.token_hex(16))
         return Verdict.allow(Reason.DRY_RUN, patch=patch, semaphore=semaphore)
     carried = injection.carried(review.pod, rules.container_name)
-    if carried and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
+    is_gated = injection.has_gate(review.pod, rules.gate_name)  # and would be for ever, if it were left as it is
+    if carried and not is_gated and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
         return Verdict.allow(Reason.REINVOKED, semaphore=semaphore)
     claim = Claim(
         semaphore=semaphore,
@@ -87,19 +96,55 @@ def tokens(review_uid: str, semaphore: str, secret: bytes) -> Iterator[str]:
 
 
 def _leave_alone(pod: Pod, rules: Rules) -> Verdict:
-    """A pod that asks for no slot; a sidecar of ours in it is a copy, and would renew another pod's lease."""
+    """A pod that asks for no slot.
+
+    A sidecar of ours in it is a copy, and would renew another pod's lease; a gate of ours nobody would lift.
+    """
     patch = _removal(pod, rules)
     return Verdict.allow(Reason.SIDECAR_REMOVED if patch else Reason.NOT_ANNOTATED, patch=patch)
 
 
 def _removal(pod: Pod, rules: Rules) -> str | None:
-    """The patch that takes our sidecar out of the pod; None if there is none in it."""
-    return injection.remove(pod, rules.container_name) if injection.has_sidecar(pod, rules.container_name) else None
+    """The patch that takes our sidecar and our gate out of the pod; None if there is neither in it."""
+    if injection.has_sidecar(pod, rules.container_name) or injection.has_gate(pod, rules.gate_name):
+        return injection.remove(pod, rules.container_name, rules.gate_name)
+    return None
+
+
+def _wait(review: Review, pod: Pod, request: SlotRequest, rules: Rules, semaphore: str) -> Verdict:
+    """A pod that waits for its slot is created whatever is held, so that no node is asked."""
+    if why := _why_not_wait(pod, rules):
+        message = (
+            f"semaphore {semaphore}: the pod cannot wait for a slot: {why}, or set {rules.group}/when-full to deny"
+        )
+        return Verdict.deny(Reason.CANNOT_WAIT, message, semaphore=semaphore)
+    if review.dry_run:
+        patch = _patch(pod, request, rules, semaphore, slot=None, token=secrets.token_hex(16))
+        return Verdict.allow(Reason.DRY_RUN, patch=patch, semaphore=semaphore)
+    token = next(tokens(review.uid, semaphore, rules.secret))
+    is_gated = injection.has_gate(pod, rules.gate_name)
+    if is_gated and injection.carried(pod, rules.container_name) == Carried(token, semaphore, slot=None):
+        return Verdict.allow(Reason.REINVOKED, semaphore=semaphore)
+    message = f"semaphore {semaphore}: waits for a slot"
+    patch = _patch(pod, request, rules, semaphore, slot=None, token=token)
+    return Verdict.allow(Reason.WAITING, message, patch=patch, semaphore=semaphore, token=shortened(token))
+
+
+def _why_not_wait(pod: Pod, rules: Rules) -> str | None:
+    """Why the pod cannot wait, and what to do; None if it can."""
+    if pod["spec"].get("nodeName"):
+        return "with spec.nodeName no scheduler is asked, so no gate can hold it back; use a nodeSelector instead"
+    if not rules.waiting_allowed:
+        return (
+            "no reconciler is there to give it one later; install the component waiting, which sets WAITING_ALLOWED "
+            "to true"
+        )
+    return None
 
 
 def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, rules: Rules, deadline: float) -> bool:
     """Whether the pod has just been given this very slot, and only passes through a second time."""
-    if carried.semaphore != semaphore:
+    if carried.semaphore != semaphore or carried.slot is None:
         return False
     left_ms = semaphores.unclaimed_ms(semaphore, carried.slot, carried.token, deadline)
     return left_ms is not None and left_ms > max(0, rules.reservation_seconds - REINVOCATION_SECONDS) * 1000
@@ -109,7 +154,7 @@ def _verdict(outcome: Outcome, pod: Pod, request: SlotRequest, rules: Rules, sem
     match outcome:
         case Grant(slot, token):
             message = f"semaphore {semaphore}: slot {slot} of {request.length}"
-            patch = _patch(pod, request, rules, outcome, semaphore)
+            patch = _patch(pod, request, rules, semaphore, slot=slot, token=token)
             # A token is a capability: of it the log has as much as tells one from the other.
             return Verdict.allow(
                 Reason.GRANTED, message, patch=patch, semaphore=semaphore, slot=slot, token=shortened(token)
@@ -132,12 +177,12 @@ def _unavailable(pod: Pod, request: SlotRequest, rules: Rules, semaphore: str, w
     return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, message, patch=patch, warnings=warnings, semaphore=semaphore)
 
 
-def _patch(pod: Pod, request: SlotRequest, rules: Rules, grant: Grant, semaphore: str) -> str:
+def _patch(pod: Pod, request: SlotRequest, rules: Rules, semaphore: str, *, slot: int | None, token: str) -> str:
     return injection.inject(
         pod,
         rules.sidecar,
         semaphore=semaphore,
-        slot=grant.slot,
-        token=grant.token,
+        slot=slot,
+        token=token,
         expiration_seconds=request.expiration_seconds,
     )

@@ -6,22 +6,18 @@ keeps the values of all workers in files there, and gunicorn's first process ser
 
 import logging
 import os
-import socket
 import sys
-import threading
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from flask import Flask, request
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app, values
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
 from app.admission.review import Reason, Verdict
+from app.page import serve
 from app.semaphore.model import Fault
 from sidecar.protocol import Address
 
@@ -113,45 +109,7 @@ def serve_metrics(host: str, port: int, scrape: Collector) -> None:
     registry = CollectorRegistry()
     registry.register(scrape)
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
-
-
-class _Server(ThreadingWSGIServer):
-    """Bounded, as each connection costs a file and a thread of the process that keeps the workers alive."""
-
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._room = threading.BoundedSemaphore(16)
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # there is no thread to be had, which would have given the room back
-            self._room.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a reader of the metrics is gone", exc_info=True)
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = 2  # seconds of silence
-
-    def log_message(self, *_: Any) -> None:
-        """Every scrape would be a line."""
+    serve(host, port, make_wsgi_app(registry))
 
 
 def give_back_room(folder: Path, pid: int) -> None:

@@ -5,18 +5,16 @@ semaphores, so of theirs one takes the `max`, not the sum.
 """
 
 import logging
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 
 from cryptography import x509
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from app.page import build_info
 from app.semaphore.semaphores import Semaphores
 from app.semaphore.survey import Health
 from app.server import TlsContext
@@ -66,7 +64,7 @@ class Scrape(Collector):
         self._told: Mapping[int, str] = {}  # what the log has of nodes that did not tell of all
 
     def collect(self) -> Iterator[Metric]:
-        yield _build_info()
+        yield build_info()
         yield _certificate(self._tls)
         reading = self._read()
         yield from _of_nodes(reading)
@@ -106,13 +104,6 @@ class Scrape(Collector):
                 node = str(addresses[number])
                 log.warning("node %s did not tell of all semaphores: %s", node, why, extra={"node": node})
         self._told = unheard
-
-
-@cache
-def _build_info() -> Metric:
-    info = GaugeMetricFamily("at_least_semaphore_build_info", "What runs; always 1.", labels=["version", "python"])
-    info.add_metric([version("at-least-semaphore-pod-hook"), platform.python_version()], 1)
-    return info
 
 
 def _certificate(tls: TlsContext) -> Metric:

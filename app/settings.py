@@ -51,6 +51,8 @@ class Settings:
     metrics_semaphores: int
     # Workers of gunicorn; each serves one request at a time.
     web_concurrency: int
+    # Whether pods may wait for a slot, which only a reconciler gives them later.
+    waiting_allowed: bool
     # Tells installations in one cluster, or on the same nodes, apart. Empty: none.
     variant: str
 
@@ -94,6 +96,7 @@ class Settings:
             metrics_port=read("METRICS_PORT", _port, 8080),
             metrics_semaphores=read("METRICS_SEMAPHORES", _semaphores, 1000),
             web_concurrency=read("WEB_CONCURRENCY", _workers, 1),
+            waiting_allowed=read("WAITING_ALLOWED", _flag, False),
             variant=read("VARIANT", _variant, ""),
         )
 
@@ -204,6 +207,12 @@ def _bind(text: str) -> str:
     if not found or not 0 <= int(found[2]) <= 65535:
         raise ValueError(f"{text!r} is not where one can listen; write address:port, such as 0.0.0.0:9443")
     return text
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is not accepted; write true or false")
+    return text == "true"
 
 
 def _variant(text: str) -> str:

@@ -79,11 +79,15 @@ class Keeper:
         self._inbox.put(None)
 
     def _prolong(self) -> None:
-        """Ask for a whole lease from now and, where it still stands, remove the reservation."""
+        """Ask for a whole lease from now, having removed the reservation where it may still stand.
+
+        In this order: who withdraws reservations then comes either before, and the lease is gone as the renewal says,
+        or in vain.
+        """
         prolong: Command = ("PEXPIRE", self._lease_key, self._settings.lease_seconds * 1000)
         claim: Command = ("UNLINK", self._reservation_key)
         self._claimed = self._round.claimed(self._claimed)
-        self._ask([[prolong] if node in self._claimed else [prolong, claim] for node in range(len(self._nodes))])
+        self._ask([[prolong] if node in self._claimed else [claim, prolong] for node in range(len(self._nodes))])
 
     def _release(self) -> None:
         """Remove lease and reservation everywhere, at silent nodes too; a later grant is claimed anew."""
@@ -147,4 +151,5 @@ class Keeper:
         self._log("info", "ending; the app may still run, so the slot is free one lease later", **self._failed())
 
     def _log(self, level: str, message: str, **fields: object) -> None:
-        log(level, message, semaphore=self._settings.semaphore, slot=self._settings.slot, **fields)
+        slot = {} if self._settings.slot is None else {"slot": self._settings.slot}
+        log(level, message, semaphore=self._settings.semaphore, **slot, **fields)

@@ -19,7 +19,9 @@ class Variable:
     """Environment variables that the webhook writes into the injected container."""
 
     SEMAPHORE = "SEMAPHORE"  # <namespace>/<key>, for the log
-    SLOT = "SLOT"  # its number, for the log and for recognizing a reinvocation
+    # Its number, for the log and for recognizing a reinvocation. Absent in a pod that waits for its slot, whose number
+    # is not known yet when the pod is created.
+    SLOT = "SLOT"
     TOKEN = "TOKEN"  # noqa: S105  the name of the variable, not a token
     EXPIRATION = "EXPIRATION_SECONDS"  # the lease: what every renewal asks for
     REDIS_ADDRESSES = "REDIS_ADDRESSES"

@@ -17,20 +17,20 @@ class Round:
         self.failures: dict[int, str] = {}
 
     def take(self, answer: Answer) -> None:
-        """Take no answer to another round, it came too late; one that begins with no number is a failure."""
+        """Take no answer to another round, it came too late; one that ends with no number is a failure."""
         if answer.round != self.number:
             return
-        if answer.replies and isinstance(answer.replies[0], int):
+        if answer.replies and isinstance(answer.replies[-1], int):
             self.replies[answer.node] = answer.replies
         else:
-            self.failures[answer.node] = answer.failure or f"replied {explain(answer.replies[0])}"
+            self.failures[answer.node] = answer.failure or f"replied {explain(answer.replies[-1])}"
 
     def complete(self) -> bool:
         return len(self.replies) + len(self.failures) == self.nodes
 
     def renewal(self) -> Renewal:
-        """What the answers to a renewal mean: their first reply is that of PEXPIRE, 1 or 0."""
-        return renewal({node: replies[0] == 1 for node, replies in self.replies.items()}, self.nodes)
+        """What the answers to a renewal mean: their last reply is that of PEXPIRE, 1 or 0."""
+        return renewal({node: replies[-1] == 1 for node, replies in self.replies.items()}, self.nodes)
 
     def decided(self) -> bool:
         return self.complete() or self.renewal() is not Renewal.UNKNOWN
@@ -40,10 +40,10 @@ class Round:
 
         A node without the lease may be given it back with its reservation, by a repair or a new grant.
         """
-        gone = {node for node, replies in self.replies.items() if replies[0] == 0}
+        gone = {node for node, replies in self.replies.items() if replies[-1] == 0}
         removed = {
             node
             for node, replies in self.replies.items()
-            if len(replies) == 2 and replies[0] == 1 and isinstance(replies[1], int)
+            if len(replies) == 2 and replies[-1] == 1 and isinstance(replies[0], int)
         }
         return (before - gone) | removed

@@ -26,7 +26,7 @@ class Settings(NamedTuple):
     """Everything the sidecar knows of its pod's slot and of the nodes."""
 
     semaphore: str
-    slot: int
+    slot: int | None  # None: the pod waited for it, so it was not known yet when the pod was created
     token: str
     lease_seconds: int
     addresses: tuple[Address, ...]
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
         """Raises SettingsError. An empty variable counts as a missing one."""
         return cls(
             semaphore=_required(environ, Variable.SEMAPHORE),
-            slot=_slot(_required(environ, Variable.SLOT)),
+            slot=_slot(environ.get(Variable.SLOT, "")),
             token=_token(_required(environ, Variable.TOKEN)),
             lease_seconds=_lease_seconds(_required(environ, Variable.EXPIRATION)),
             addresses=_addresses(_required(environ, Variable.REDIS_ADDRESSES)),
@@ -56,7 +56,9 @@ def _required(environ: Mapping[str, str], variable: str) -> str:
     return value
 
 
-def _slot(text: str) -> int:
+def _slot(text: str) -> int | None:
+    if not text:
+        return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise SettingsError(f"{Variable.SLOT}: {text!r} is not a slot; write its number, 0 or more")
     return int(text)

@@ -4,7 +4,7 @@ Knows neither where the annotations come from nor what a slot is.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,6 +14,7 @@ from sidecar.protocol import LONGEST_LEASE_SECONDS, SHORTEST_LEASE_SECONDS
 
 GROUP = "at-least-semaphore-pod-hook.kaidotio.github.io"
 GREATEST_LENGTH = 10_000
+LONGEST_WAIT_SECONDS = 30 * 24 * 60 * 60
 
 
 def group(variant: str) -> str:
@@ -32,6 +33,13 @@ class WhenUnavailable(StrEnum):
     ADMIT = "admit"  # without a slot and without a sidecar
 
 
+class WhenFull(StrEnum):
+    """What becomes of the pod while no slot is free."""
+
+    DENY = "deny"
+    WAIT = "wait"  # it is created, and a scheduling gate holds it back until it has a slot
+
+
 @dataclass(frozen=True, slots=True)
 class SlotRequest:
     """What a pod asks for: a slot of the semaphore `<namespace>/<key>`."""
@@ -40,17 +48,23 @@ class SlotRequest:
     length: int
     expiration_seconds: int
     when_unavailable: WhenUnavailable
+    when_full: WhenFull = WhenFull.DENY
+    max_wait_seconds: int | None = None  # from the pod's creation on; None: without end
 
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
-    """One annotation, required if it has no default. `read` raises ValueError on what it does not accept."""
+    """One annotation, required if it is not optional and has no default.
+
+    `read` raises ValueError on what it does not accept.
+    """
 
     name: str
     meaning: str
     accepted: str
     read: Callable[[str], Any]
     default: str | None = None
+    is_optional: bool = False  # None where it is absent
 
 
 def _marker(text: str) -> bool:
@@ -110,6 +124,20 @@ _ANNOTATIONS = {
         read=WhenUnavailable,
         default=WhenUnavailable.DENY.value,
     ),
+    "when_full": _Annotation(
+        "when-full",
+        meaning="what becomes of the pod while no slot is free",
+        accepted="'deny' or 'wait'",
+        read=WhenFull,
+        default=WhenFull.DENY.value,
+    ),
+    "max_wait_seconds": _Annotation(
+        "max-wait",
+        meaning="how long after its creation a pod that waits may still get a slot",
+        accepted=f"whole seconds from 1 to {LONGEST_WAIT_SECONDS}",
+        read=_whole_number(1, LONGEST_WAIT_SECONDS),
+        is_optional=True,
+    ),
 }
 
 _KNOWN = [_MARKER.name, *(annotation.name for annotation in _ANNOTATIONS.values())]
@@ -127,7 +155,7 @@ def parse_slot_request(annotations: Mapping[str, str], group: str) -> SlotReques
     if asks is False:
         return None
     values = {field: _read(annotation, annotations, group, problems) for field, annotation in _ANNOTATIONS.items()}
-    problems += _unknown(annotations, group)
+    problems += [*_conflicts(values, annotations, group), *_unknown(annotations, group)]
     if problems:
         raise InvalidAnnotation("; ".join(problems))
     return SlotRequest(**values)
@@ -138,13 +166,27 @@ def _read(annotation: _Annotation, annotations: Mapping[str, str], group: str, p
     name = f"{group}/{annotation.name}"
     text = annotations.get(name, annotation.default)
     if text is None:
-        problems.append(f"{name} is missing ({annotation.meaning}), accepted is {annotation.accepted}")
+        if not annotation.is_optional:
+            problems.append(f"{name} is missing ({annotation.meaning}), accepted is {annotation.accepted}")
         return None
     try:
         return annotation.read(text)
     except ValueError:
         problems.append(f"{name} is {shown(text)}, accepted is {annotation.accepted}")
         return None
+
+
+def _conflicts(values: Mapping[str, Any], annotations: Mapping[str, str], group: str) -> Iterator[str]:
+    """The problems of annotations that do not go together."""
+    waits = f"{group}/when-full: wait"
+    max_wait = annotations.get(f"{group}/max-wait")
+    if max_wait is not None and values["when_full"] is WhenFull.DENY:
+        yield f"{group}/max-wait is {shown(max_wait)}, accepted only with {waits}"
+    if values["when_unavailable"] is WhenUnavailable.ADMIT and values["when_full"] is WhenFull.WAIT:
+        yield (
+            f"{group}/when-unavailable is 'admit', accepted with {waits} is only 'deny', "
+            "since such a pod waits until the nodes are back"
+        )
 
 
 def _unknown(annotations: Mapping[str, str], group: str) -> list[str]:

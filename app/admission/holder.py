@@ -21,7 +21,7 @@ def holder_of(pod: Mapping[str, Any], since: int, expiration_seconds: int) -> st
     A pod's name is not known yet under generateName, which then stands for it with a `*` at its end. `pod`
     is the pod of a parsed Review.
     """
-    owner = _owner((pod.get("metadata") or {}).get("ownerReferences") or [])
+    owner = owner_of(pod.get("metadata") or {})
     holder = {"owner": owner[:_TEXT_LENGTH]} if owner else {}
     known = {**holder, "pod": pod_name(pod), "since": since, "expiration": expiration_seconds}
     return json.dumps(known, separators=(",", ":"))
@@ -33,8 +33,9 @@ def pod_name(pod: Mapping[str, Any]) -> str:
     return str(metadata.get("name") or f"{metadata.get('generateName') or ''}*")[:_TEXT_LENGTH]
 
 
-def _owner(references: list[Mapping[str, Any]]) -> str:
-    """The controller, of which there is one at most (metav1.OwnerReference), else the first, else empty."""
+def owner_of(metadata: Mapping[str, Any]) -> str:
+    """The controller, of which there is one at most (metav1.OwnerReference), else the first owner, else empty."""
+    references = metadata.get("ownerReferences") or []
     if not references:
         return ""
     owner = next((each for each in references if each.get("controller")), references[0])

@@ -1,10 +1,11 @@
 """What is added to an admitted pod and taken from one that was not: JSON Patches (RFC 6902) as text.
 
-Knows the shape of a pod and of our container. Knows neither how a slot is granted nor whether it still is.
+Knows the shape of a pod, our container, label and scheduling gate. Knows neither how a slot is granted nor whether it
+still is.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ Operation = dict[str, Any]
 _COMMAND = ["python", "-m", "sidecar"]
 _USER = 65532  # "nonroot" of distroless images; any other than root would do
 _CONTAINER_LISTS = ("initContainers", "containers")
+_GATE_LISTS = ("schedulingGates",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,25 @@ class Carried:
 
     token: str
     semaphore: str
-    slot: int
+    slot: int | None  # None: the pod waits, or waited, for it
 
 
 def container_name(variant: str) -> str:
     """The name of our container. With the longest variant it has 47 of the 63 characters a name may have."""
     return f"{variant}-at-least-semaphore-sidecar" if variant else "at-least-semaphore-sidecar"
+
+
+def gate_name(variant: str) -> str:
+    """The scheduling gate of a pod that waits: no scheduler looks at the pod as long as it has one.
+
+    See https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/.
+    """
+    return f"{group(variant)}/slot"
+
+
+def has_gate(pod: Pod, gate: str) -> bool:
+    """Whether the pod has a scheduling gate of that name."""
+    return bool(_positions(pod, gate, _GATE_LISTS))
 
 
 def has_sidecar(pod: Pod, name: str) -> bool:
@@ -72,53 +87,62 @@ def carried(pod: Pod, name: str) -> Carried | None:
 
 
 def _claim(env: Mapping[str, object]) -> Carried | None:
-    token, semaphore, slot = (env.get(name) for name in (Variable.TOKEN, Variable.SEMAPHORE, Variable.SLOT))
-    if not (isinstance(token, str) and isinstance(semaphore, str) and isinstance(slot, str)):
+    token, semaphore = (env.get(name) for name in (Variable.TOKEN, Variable.SEMAPHORE))
+    if not (isinstance(token, str) and isinstance(semaphore, str)) or not re.fullmatch(r"[0-9a-f]{32}", token):
         return None
-    if not re.fullmatch(r"[0-9a-f]{32}", token) or not re.fullmatch(r"0|[1-9][0-9]{0,3}", slot):
+    if Variable.SLOT not in env:
+        return Carried(token, semaphore, None)
+    slot = env[Variable.SLOT]
+    if not isinstance(slot, str) or not re.fullmatch(r"0|[1-9][0-9]{0,3}", slot):
         return None
     return Carried(token, semaphore, int(slot))
 
 
-def inject(pod: Pod, sidecar: Sidecar, *, semaphore: str, slot: int, token: str, expiration_seconds: int) -> str:
-    """The patch that gives the pod our container and label, in place of any container that bears its name."""
+def inject(pod: Pod, sidecar: Sidecar, *, semaphore: str, slot: int | None, token: str, expiration_seconds: int) -> str:
+    """The patch that gives the pod our container and label, in place of any container that bears its name.
+
+    A pod without a slot waits for one, and has our scheduling gate afterwards; a pod with a slot has not.
+    """
+    name, gate = container_name(sidecar.variant), gate_name(sidecar.variant)
     claim = {
         Variable.SEMAPHORE: semaphore,
-        Variable.SLOT: str(slot),
+        **({} if slot is None else {Variable.SLOT: str(slot)}),
         Variable.TOKEN: token,
         Variable.EXPIRATION: str(expiration_seconds),
     }
     return _text(
         [
-            *_removals(pod, container_name(sidecar.variant)),
+            *_removals(pod, name, gate),
             _add_container(pod, sidecar, _container(sidecar, claim)),
             _add_label(pod, f"{group(sidecar.variant)}/holder"),
+            *([_add_gate(pod, gate)] if slot is None else []),
         ]
     )
 
 
-def remove(pod: Pod, name: str) -> str:
-    """The patch that takes every container of our name away and leaves all else as it is."""
-    return _text(_removals(pod, name))
+def remove(pod: Pod, name: str, gate: str) -> str:
+    """The patch that takes every container of our name, and our scheduling gate, away and leaves all else as it is."""
+    return _text(_removals(pod, name, gate))
 
 
 def _text(operations: list[Operation]) -> str:
     return JsonPatch(operations).to_string()
 
 
-def _positions(pod: Pod, name: str) -> list[tuple[str, int]]:
-    """In which list of containers and where in it our name stands."""
+def _positions(pod: Pod, name: str, lists: Sequence[str] = _CONTAINER_LISTS) -> list[tuple[str, int]]:
+    """In which of these lists of the spec, and where in it, something bears that name."""
     return [
         (where, index)
-        for where in _CONTAINER_LISTS
-        for index, container in enumerate(pod["spec"].get(where) or [])
-        if container["name"] == name
+        for where in lists
+        for index, each in enumerate(pod["spec"].get(where) or [])
+        if each["name"] == name
     ]
 
 
-def _removals(pod: Pod, name: str) -> list[Operation]:
+def _removals(pod: Pod, name: str, gate: str) -> list[Operation]:
+    ours = [*_positions(pod, name), *_positions(pod, gate, _GATE_LISTS)]
     # From the back, for each removal moves up what stands behind it.
-    return [{"op": "remove", "path": f"/spec/{where}/{index}"} for where, index in reversed(_positions(pod, name))]
+    return [{"op": "remove", "path": f"/spec/{where}/{index}"} for where, index in reversed(ours)]
 
 
 def _add_container(pod: Pod, sidecar: Sidecar, container: Mapping[str, Any]) -> Operation:
@@ -128,6 +152,12 @@ def _add_container(pod: Pod, sidecar: Sidecar, container: Mapping[str, Any]) -> 
     if pod["spec"].get("initContainers") is None:
         return {"op": "add", "path": "/spec/initContainers", "value": [container]}
     return {"op": "add", "path": "/spec/initContainers/0", "value": container}
+
+
+def _add_gate(pod: Pod, gate: str) -> Operation:
+    if pod["spec"].get("schedulingGates") is None:
+        return {"op": "add", "path": "/spec/schedulingGates", "value": [{"name": gate}]}
+    return {"op": "add", "path": "/spec/schedulingGates/-", "value": {"name": gate}}
 
 
 def _add_label(pod: Pod, label: str) -> Operation:

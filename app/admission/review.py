@@ -66,7 +66,9 @@ class Reason(StrEnum):
     FULL = "full"
     UNAVAILABLE = "unavailable"
     ADMITTED_WITHOUT_SLOT = "admitted_without_slot"
-    SIDECAR_REMOVED = "sidecar_removed"
+    SIDECAR_REMOVED = "sidecar_removed"  # or our scheduling gate: of a pod that asks for no slot
+    WAITING = "waiting"
+    CANNOT_WAIT = "cannot_wait"
 
 
 # The status code of each denial and its name in the API (metav1.StatusReason).
@@ -74,6 +76,7 @@ _DENIALS = {
     Reason.INVALID: (400, "BadRequest"),
     Reason.FULL: (429, "TooManyRequests"),
     Reason.UNAVAILABLE: (503, "ServiceUnavailable"),
+    Reason.CANNOT_WAIT: (400, "BadRequest"),
 }
 
 
@@ -107,7 +110,7 @@ class Verdict:
 
     @classmethod
     def deny(cls, reason: Reason, message: str, **facts: Any) -> Verdict:
-        """Refuse the pod: `reason` is INVALID, FULL or UNAVAILABLE, `message` is what its creator reads."""
+        """Refuse the pod; its creator reads `message`. `reason` is INVALID, FULL, UNAVAILABLE or CANNOT_WAIT."""
         return cls(False, reason, _DENIALS[reason][0], message, None, facts=facts)
 
 
@@ -161,6 +164,10 @@ def _pod(pod: Field) -> Mapping[str, Any]:
     spec["containers"].required(list)
     for container in (*spec["containers"].items(), *spec["initContainers"].items()):
         _check_container(container)
+    for gate in spec["schedulingGates"].items():
+        gate.required(dict)
+        gate["name"].required(str)
+    spec["nodeName"].optional(str)
     return found
 
 

@@ -72,8 +72,8 @@ def explain(file: BinaryIO, namespace: str, form: str, timeout_seconds: float) -
     Not looked at is which pods the API server asks the webhook about: its configuration leaves out kube-system and
     the webhook's own namespace and, with the component opt-in, namespaces without the label. There pods run unasked.
 
-    Exit status: 0 if all would be admitted, with or without a slot; 1 if one would be refused; 2 if the file cannot
-    be read, or nothing in it makes pods.
+    Exit status: 0 if all would be admitted, with a slot, without, or to wait for one; 1 if one would be refused; 2 if
+    the file cannot be read, or nothing in it makes pods.
     """
     desk = open_desk(form, timeout_seconds)
     try:
@@ -152,7 +152,8 @@ _ALLOWED = {
     Reason.GRANTED: "admitted, with a slot",
     Reason.ADMITTED_WITHOUT_SLOT: "admitted without a slot",
     Reason.NOT_ANNOTATED: "admitted without a slot: it asks for none",
-    Reason.SIDECAR_REMOVED: "admitted without a slot: it asks for none, and loses the sidecar in it",
+    Reason.SIDECAR_REMOVED: "admitted without a slot: it asks for none, and loses our sidecar or gate that is in it",
+    Reason.WAITING: "admitted, and held back by a scheduling gate until it has a slot",
     Reason.MIRROR: "left alone: it mirrors a static pod",
 }
 

@@ -1,7 +1,7 @@
 """What an admission would come to, by what is known of its semaphore. Asks nobody."""
 
 from app.admission import holder
-from app.admission.annotations import SlotRequest, WhenUnavailable
+from app.admission.annotations import SlotRequest, WhenFull, WhenUnavailable
 from app.admission.review import Reason, Verdict
 from app.cli.output import counted
 from app.semaphore.survey import Overview
@@ -15,25 +15,35 @@ def foresee(request: SlotRequest, semaphore: str, overview: Overview, nodes: int
     """
     few = f"fewer than {majority(nodes)} of {nodes} nodes"
     if nodes - len(overview.unheard) < majority(nodes):
-        return _unavailable(request, f"semaphore {semaphore} is unavailable: {few} answered")
+        return _unavailable(request, semaphore, f"{few} answered")
     if semaphore in overview.unreadable:
-        if not overview.unheard:
+        if not overview.unheard and request.when_full is WhenFull.DENY:
             return None
-        return _unavailable(request, f"semaphore {semaphore} is unavailable: {few} know it")
+        return _unavailable(request, semaphore, f"{few} know it")
     held = [slot for state in overview.states for slot in state.held]
-    if len(held) < request.length:
-        told = f"{len(held)} of {counted(request.length, 'slot')} held, so one is free"
-        return Verdict.allow(Reason.GRANTED, f"semaphore {semaphore}: {told}")
     holders = [slot.lease.holder for slot in held]
     told = holder.describe(len(held), request.length, holders, sum(slot.is_reserved for slot in held))
+    if request.when_full is WhenFull.WAIT:
+        return _waiting(semaphore, told)
+    if len(held) < request.length:
+        free = f"{len(held)} of {counted(request.length, 'slot')} held, so one is free"
+        return Verdict.allow(Reason.GRANTED, f"semaphore {semaphore}: {free}")
     return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is full: {told}")
 
 
-def _unavailable(request: SlotRequest, why: str) -> Verdict:
+def _unavailable(request: SlotRequest, semaphore: str, why: str) -> Verdict:
+    if request.when_full is WhenFull.WAIT:
+        return _waiting(semaphore, f"how many are held is not known, since {why}")
     name = f"when-unavailable is {request.when_unavailable.value}"
+    message = f"semaphore {semaphore} is unavailable: {why}; {name}, so it"
     if request.when_unavailable is WhenUnavailable.DENY:
-        return Verdict.deny(Reason.UNAVAILABLE, f"{why}; {name}, so it is refused until a majority answers")
-    return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, f"{why}; {name}, so it runs without a slot")
+        return Verdict.deny(Reason.UNAVAILABLE, f"{message} is refused until a majority answers")
+    return Verdict.allow(Reason.ADMITTED_WITHOUT_SLOT, f"{message} runs without a slot")
+
+
+def _waiting(semaphore: str, told: str) -> Verdict:
+    """A pod that waits is admitted whatever is held, and however many nodes answer."""
+    return Verdict.allow(Reason.WAITING, f"semaphore {semaphore}: waits for a slot; {told}")
 
 
 def caveats(request: SlotRequest, overview: Overview) -> list[str]:

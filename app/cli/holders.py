@@ -8,6 +8,7 @@ import click
 from app.cli.desk import Desk, Form, desk_options, no_semaphore, open_desk, parse_semaphore
 from app.cli.held import SEMAPHORE_HEADERS, headline, held_in, semaphore_cells, slots_table, summary, unreadable
 from app.cli.output import counted, say, say_json, table
+from app.cli.waiters import Waiter, read_waiters, waiters_table
 from app.semaphore.survey import Overview
 
 NONE_YET = "there is no semaphore yet: no pod has asked for a slot"
@@ -17,7 +18,7 @@ NONE_YET = "there is no semaphore yet: no pod has asked for a slot"
 @click.argument("semaphore", metavar="[NAMESPACE/KEY]", required=False)
 @desk_options
 def holders(semaphore: str | None, form: str, timeout_seconds: float) -> None:
-    """Who holds which slot, of all semaphores or of one.
+    """Who holds which slot, of all semaphores or of one; and who waits for one.
 
     \b
     STATUS  reserved  admitted, but the pod's sidecar has not started yet: the pod waits for
@@ -31,24 +32,31 @@ def holders(semaphore: str | None, form: str, timeout_seconds: float) -> None:
     NODES   on how many nodes the slot is held
     TOKEN   tells one admission from another; the webhook's log has it, too
 
+    Pods that wait follow with their PLACE, where this may ask the API server for pods: in the reconciler's container.
+    A pod without a place gets no slot as it is, its STATUS says why.
+
     Exit status 1: there is no such semaphore, or no majority of nodes answered.
     """
     only = parse_semaphore(semaphore) if semaphore else None
     desk = open_desk(form, timeout_seconds)
     with desk.semaphores() as semaphores:
         overview = desk.read(semaphores, only)
-    if only and not desk.state_of(overview, only):
+    waiters = read_waiters(desk.settings, only)
+    if only and not desk.state_of(overview, only) and not waiters:
         raise click.ClickException(no_semaphore(only))
     if desk.form is Form.JSON:
-        say_json(_holders_json(desk, overview))
+        say_json(_holders_json(desk, overview, waiters))
     else:
         _show_holders(desk, overview, only)
+        if waiters:
+            _show_waiters(waiters, only)
 
 
-def _holders_json(desk: Desk, overview: Overview) -> dict[str, Any]:
+def _holders_json(desk: Desk, overview: Overview, waiters: list[Waiter] | None) -> dict[str, Any]:
     now = time.time()
     return {
         "holders": [each.fields() for state in overview.states for each in held_in(state, len(desk.addresses), now)],
+        "waiting": None if waiters is None else [each.fields() for each in waiters],
         **_reading_json(desk, overview, now),
     }
 
@@ -66,7 +74,7 @@ def _show_holders(desk: Desk, overview: Overview, only: str | None) -> None:
     now = time.time()
     found = [each for state in overview.states for each in held_in(state, len(desk.addresses), now)]
     if only:
-        say(headline(overview.states[0]))
+        say(headline(overview.states[0]) if overview.states else f"{only}: no slot has been granted yet")
     elif not overview.states:
         say(NONE_YET)
     elif not found:
@@ -75,6 +83,12 @@ def _show_holders(desk: Desk, overview: Overview, only: str | None) -> None:
         click.echo(slots_table(found, with_semaphore=not only))
     for name in overview.unreadable:
         say(f"{name}: cannot be read, as no majority of nodes knows it", colour="red")
+
+
+def _show_waiters(waiters: list[Waiter], only: str | None) -> None:
+    say("")
+    say(f"{counted(len(waiters), 'pod')} waiting:")
+    click.echo(waiters_table(waiters, with_semaphore=not only))
 
 
 @click.command()

@@ -16,6 +16,7 @@ MOST_ALIASES = 20
 
 MARKER = "at-least-semaphore-pod"
 HOLDER = "holder"  # the label that admitted pods carry
+WAITED_TOO_LONG = "waited-too-long"  # the label of those whose max-wait is over
 
 # Where each kind has the template of its pods (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/).
 TEMPLATES = {
@@ -141,7 +142,7 @@ def _misplaced(source: Source, group: str) -> Iterator[str]:
 
 
 def _labelled(labels: Mapping[str, Any], group: str) -> Iterator[str]:
-    if ours := [name for name in _ours(labels, group) if name != HOLDER]:
+    if ours := [name for name in _ours(labels, group) if name not in (HOLDER, WAITED_TOO_LONG)]:
         yield f"{group}/{', '.join(ours)} stand among the labels, where they do not count; make annotations of them"
 
 

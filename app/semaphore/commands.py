@@ -17,8 +17,10 @@ from app.semaphore.model import (
     Names,
     Page,
     Record,
+    Standing,
     Taken,
     Unknown,
+    Vacancies,
     Vitals,
 )
 from sidecar.protocol import Keys
@@ -65,7 +67,7 @@ class Acquire:
             *("EVALSHA", sha["acquire"], 3),
             *(keys.record(claim.semaphore), keys.lease(token), keys.reservation(token)),
             *(token, claim.length, claim.reservation_ms, claim.holder, claim.longest_ms, int(self.found)),
-            *(-1 if self.slot is None else self.slot, self.start),
+            *(-1 if self.slot is None else self.slot, self.start, int(claim.reuses_token)),
         )
 
     def answer(self, reply: Any) -> Answer:
@@ -103,6 +105,60 @@ class Release:
 
     def words(self, keys: Keys, _sha: Mapping[str, str]) -> Words:
         return ("UNLINK", keys.lease(self.token), keys.reservation(self.token))
+
+    def answer(self, reply: Any) -> Answer:
+        return bool(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw(Release):
+    """The same, but only while the lease is a mere reservation: one that a sidecar has renewed stays."""
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        return ("EVALSHA", sha["withdraw"], 2, keys.lease(self.token), keys.reservation(self.token))
+
+
+@dataclass(frozen=True, slots=True)
+class Prolong:
+    """Give the token's reservation `reservation_ms` from now; answers how it stands."""
+
+    token: str
+    reservation_ms: int
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        names = (keys.lease(self.token), keys.reservation(self.token))
+        return ("EVALSHA", sha["prolong"], 2, *names, self.reservation_ms)
+
+    def answer(self, reply: Any) -> Answer:
+        return (Standing.LOST, Standing.RESERVED, Standing.CLAIMED)[reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Vacant:
+    """Which of some semaphores, each with the length that is asked for, may have a slot to give."""
+
+    lengths: Mapping[str, int]
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        records = [keys.record(semaphore) for semaphore in self.lengths]
+        return ("EVALSHA", sha["vacant"], len(records), *records, keys.lease(""), *self.lengths.values())
+
+    def answer(self, reply: Any) -> Answer:
+        semaphores = list(self.lengths)
+        return Vacancies(frozenset(semaphores[number - 1] for number in reply))
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Whether the record can go, being untouched for `idle_seconds` and without leases; `removing`: and remove it."""
+
+    semaphore: str
+    idle_seconds: int
+    removing: bool
+
+    def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
+        record = keys.record(self.semaphore)
+        return ("EVALSHA", sha["collect"], 1, record, keys.lease(""), self.idle_seconds, int(self.removing))
 
     def answer(self, reply: Any) -> Answer:
         return bool(reply)
@@ -220,7 +276,7 @@ class AskVitals:
 
 
 # They look, and decide nothing: a node that refuses one of them may be well for all that admissions ask.
-LOOKING = (ListNames, Survey, AskTime, AskVitals)
+LOOKING = (Vacant, ListNames, Survey, AskTime, AskVitals)
 
 
 def read_info(reply: bytes) -> dict[str, str]:

@@ -5,7 +5,7 @@ Knows no Redis and decides nothing. "No" and "don't know" are different types th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Claim:
     reservation_ms: int  # life of the lease until the sidecar's first renewal
     lease_ms: int  # and from each renewal on
     holder: str  # JSON text for people, see app.admission.holder
+    reuses_token: bool = False  # the token may have had another slot before, as that of a pod that waits
 
     @property
     def longest_ms(self) -> int:
@@ -69,6 +70,22 @@ class Unheard:
 
     why: str
     asked: bool = True  # False: nothing was sent, so nothing can come of it later
+
+
+class Standing(Enum):
+    """What has become of a token's lease, on a node or by a majority."""
+
+    RESERVED = "reserved"  # no sidecar has renewed it yet
+    CLAIMED = "claimed"  # one has
+    LOST = "lost"  # there is none
+    UNKNOWN = "unknown"  # too few nodes answered to say
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancies:
+    """Those of the semaphores asked for that may have a slot to give."""
+
+    semaphores: frozenset[str]
 
 
 class Fault(StrEnum):
@@ -133,5 +150,6 @@ class Unavailable:
     unheard: Mapping[int, str]  # number of the node → why it gave no usable answer
 
 
-Answer = Granted | Taken | Full | Unknown | Record | Names | Page | Vitals | Unheard | bool | int | float
+Reading = Record | Names | Page | Vitals | Standing | Vacancies
+Answer = Granted | Taken | Full | Unknown | Reading | Unheard | bool | int | float
 Outcome = Grant | Full | Unavailable

@@ -10,12 +10,25 @@ vote, as they do in plain Redlock (https://redis.io/docs/latest/develop/use/patt
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
-from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed
+from app.semaphore.commands import (
+    SURVEYED_SLOTS,
+    Acquire,
+    Collect,
+    Command,
+    Prolong,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Unclaimed,
+    Vacant,
+    Withdraw,
+)
 from app.semaphore.model import (
     Answer,
     Claim,
@@ -25,10 +38,12 @@ from app.semaphore.model import (
     Lease,
     Outcome,
     Record,
+    Standing,
     Taken,
     Unavailable,
     Unheard,
     Unknown,
+    Vacancies,
 )
 from sidecar.protocol import Renewal, majority, renewal
 
@@ -91,9 +106,13 @@ class _Try:
 
 
 def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock: Callable[[], float]) -> Steps[Outcome]:
-    """Get a slot. Every try uses the next of `tokens`: a release of an earlier try that is late cannot touch it.
+    """Get a slot. Every try uses the next of `tokens`: a withdrawal of an earlier try that is late cannot touch it.
 
-    `clock` gives monotonic seconds. Whatever is not granted has been released, on the nodes unheard as well.
+    Where a pod's token is decided already they are all that one. A late withdrawal may then end what was granted
+    meanwhile, to us or to somebody else who asks for the same pod; but not once its sidecar has renewed, and before
+    that its app does not run.
+
+    `clock` gives monotonic seconds. Whatever is not granted has been withdrawn, on the nodes unheard as well.
     """
     order = list(range(nodes))
     # Of all tries: a node may refuse one command, and answer the one that the last try ends with.
@@ -102,7 +121,7 @@ def acquire(claim: Claim, nodes: int, tokens: Iterable[str], rng: Random, clock:
         ended = yield from _try(Acquire(claim, token, rng.randrange(claim.length)), order, nodes)
         reasons |= _reasons(ended.answers)
         if not isinstance(ended.outcome, Grant | Full):
-            yield from _send_release(token, nodes)
+            yield from _send(Withdraw(token), nodes)
         if ended.lacks_records or (ended.outcome is None and ended.doubters):
             yield from repair(claim.semaphore, nodes, clock)
         if ended.outcome and ended.is_final:
@@ -186,14 +205,14 @@ def _reasons(answers: Answers) -> dict[int, str]:
     return {node: answer.why for node, answer in answers.items() if isinstance(answer, Unheard)}
 
 
-def _send_release(token: str, nodes: int) -> Steps[None]:
-    """Release everywhere without waiting: a connection keeps the order, and the next try has another token."""
-    yield Ask({node: Release(token) for node in range(nodes)}, _at_once)
+def _send(release: Release, nodes: int) -> Steps[None]:
+    """Release everywhere without waiting: a connection keeps the order."""
+    yield Ask({node: release for node in range(nodes)}, _at_once)
 
 
-def release(token: str, nodes: int) -> Steps[bool]:
-    """End the lease of `token` on all nodes; whether a majority has answered."""
-    answers = yield Ask({node: Release(token) for node in range(nodes)}, wait_for_all)
+def release(release: Release, nodes: int) -> Steps[bool]:
+    """End a lease on all nodes; whether a majority has answered."""
+    answers = yield Ask({node: release for node in range(nodes)}, wait_for_all)
     return len(_heard(answers)) >= majority(nodes)
 
 
@@ -209,8 +228,65 @@ def renew(token: str, lease_ms: int, nodes: int) -> Steps[Renewal]:
     )
     outcome = judge(answers)
     if outcome is Renewal.LOST:
-        yield from _send_release(token, nodes)
+        yield from _send(Release(token), nodes)
     return outcome
+
+
+def prolong(token: str, reservation_ms: int, nodes: int) -> Steps[Standing]:
+    """Give a reservation more time on all nodes, and say how it stands.
+
+    A sidecar that any node has heard of has started. A lease that no majority has is lost.
+    """
+    answers = yield Ask({node: Prolong(token, reservation_ms) for node in range(nodes)}, wait_for_all)
+    said = Counter(answer for answer in answers.values() if isinstance(answer, Standing))
+    if said[Standing.LOST] >= majority(nodes):
+        return Standing.LOST
+    if said[Standing.RESERVED] + said[Standing.CLAIMED] < majority(nodes):
+        return Standing.UNKNOWN
+    return Standing.CLAIMED if said[Standing.CLAIMED] else Standing.RESERVED
+
+
+def vacant(lengths: Mapping[str, int], nodes: int) -> Steps[frozenset[str] | None]:
+    """Which of these semaphores may have a slot to give, by the first node that answers; None: nobody does.
+
+    A hint, by which somebody who waits knows when to ask: as long as the first node says full, so does an admission.
+    """
+    found: set[str] = set()
+    for some in _batches(lengths):
+        for node in range(nodes):
+            answer = (yield Ask({node: Vacant(some)}, wait_for_all))[node]
+            if isinstance(answer, Vacancies):
+                found |= answer.semaphores
+                break
+        else:
+            return None
+    return frozenset(found)
+
+
+def _batches(lengths: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """As many semaphores at once as a node can look at without keeping others waiting, one at least."""
+    batch: dict[str, int] = {}
+    for semaphore, length in lengths.items():
+        if batch and sum(batch.values()) + length > SURVEYED_SLOTS:
+            yield batch
+            batch = {}
+        batch[semaphore] = length
+    if batch:
+        yield batch
+
+
+def collect(semaphore: str, idle_seconds: int, nodes: int) -> Steps[bool]:
+    """Remove the record of a semaphore that nobody uses any more, if all nodes say so; whether they did.
+
+    All: a record that is missing on one node is a vote lost there. Each looks once more as it removes, so a slot that
+    is granted meanwhile keeps the record where it was granted, from where it is repaired.
+    """
+    for removing in (False, True):
+        command = Collect(semaphore, idle_seconds, removing)
+        answers = yield Ask({node: command for node in range(nodes)}, wait_for_all)
+        if not all(answer is True for answer in answers.values()):
+            return False
+    return True
 
 
 def unclaimed_ms(semaphore: str, slot: int, token: str, nodes: int) -> Steps[int | None]:

@@ -11,8 +11,8 @@ from random import Random
 from typing import TypeVar
 
 from app.semaphore import quorum, survey
-from app.semaphore.commands import Acquire, Command, Release, Restore
-from app.semaphore.model import Answer, Claim, Outcome, Record, Unavailable, Unheard, Unknown
+from app.semaphore.commands import Acquire, Command, Release, Restore, Withdraw
+from app.semaphore.model import Answer, Claim, Outcome, Record, Standing, Unavailable, Unheard, Unknown
 from app.semaphore.node import Node
 from app.semaphore.survey import Health, Overview
 from sidecar.protocol import Address, Renewal, majority
@@ -47,7 +47,7 @@ class Semaphores:
         self._connections = [0 for _ in nodes]
 
     def acquire(self, claim: Claim, tokens: Iterable[str], deadline: float) -> Outcome:
-        """Get a slot; each try uses up one of `tokens`. What is not granted is released before this returns."""
+        """Get a slot; each try uses up one of `tokens`. What is not granted is withdrawn before this returns."""
         steps = quorum.acquire(claim, len(self._nodes), tokens, self._rng, time.monotonic)
         outcome = self._drive(steps, deadline)
         if claim.semaphore not in self._seen:  # what its nodes lack another worker may have known, which is gone
@@ -62,7 +62,23 @@ class Semaphores:
 
     def release(self, token: str, deadline: float) -> bool:
         """End a lease by its token; whether a majority has answered."""
-        return self._drive(quorum.release(token, len(self._nodes)), deadline)
+        return self._drive(quorum.release(Release(token), len(self._nodes)), deadline)
+
+    def withdraw(self, token: str, deadline: float) -> bool:
+        """End a lease by its token if no sidecar has renewed it yet; whether a majority has answered."""
+        return self._drive(quorum.release(Withdraw(token), len(self._nodes)), deadline)
+
+    def prolong(self, token: str, reservation_ms: int, deadline: float) -> Standing:
+        """Give the token's reservation so much time from now; how it stands."""
+        return self._drive(quorum.prolong(token, reservation_ms, len(self._nodes)), deadline)
+
+    def vacant(self, lengths: Mapping[str, int], deadline: float) -> frozenset[str] | None:
+        """Which of these semaphores may have a slot to give, a hint; None if no node answered."""
+        return self._drive(quorum.vacant(lengths, len(self._nodes)), deadline)
+
+    def collect(self, semaphore: str, idle_seconds: int, deadline: float) -> bool:
+        """Remove the record of a semaphore that nobody has used for so long; whether all nodes agreed."""
+        return self._drive(quorum.collect(semaphore, idle_seconds, len(self._nodes)), deadline)
 
     def repair(self, semaphore: str, deadline: float) -> bool:
         """Bring nodes up to date that lack the semaphore's record or leases in it; whether no node is left out."""

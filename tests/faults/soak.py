@@ -156,6 +156,8 @@ def steps_of(exchange: Exchange, node: int, user: str) -> Iterator[Step]:
             yield step("renew", key.removeprefix("lease:"), reply == 1, life_ms)
         case ["UNLINK", key, *_] if key.startswith("lease:"):
             yield step("release", key.removeprefix("lease:"), reply != 0)
+        case ["EVALSHA", sha, "2", key, _] if SCRIPTS.get(sha) == "withdraw":
+            yield step("release", key.removeprefix("lease:"), reply != 0)
         case ["EVALSHA", sha, "3", record, _, _, token, _, life_ms, *_] if SCRIPTS.get(sha) == "acquire":
             said = reply[0] if isinstance(reply, list) else b""
             kind = "full" if said == b"FULL" else "grant"

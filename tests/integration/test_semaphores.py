@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
+from app.semaphore.model import Claim, Full, Grant, Outcome, Standing, Unavailable
+from app.semaphore.semaphores import Semaphores
 from sidecar.protocol import Address, Renewal, majority
 from tests.harness.nodes import HOOK_USER, RedisNode, redis_nodes
 from tests.harness.proxy import Fault, Proxy, proxy
@@ -568,8 +569,10 @@ def test_only_the_first_admission_waits_for_a_node_that_stalls(nodes, paused):
             assert Grant is type(acquire(semaphores, f"next{number}", 100, budget_seconds=0.8))
         nodes[paused].resume()
 
-        asked = wait_for(lambda: nodes[paused].calls("evalsha") - before, "what was sent to arrive")
-        assert 1 == asked
+        # A try that a silent sequencer has spent is withdrawn, behind it on the same connection.
+        sent = 2 if paused == 0 else 1
+        wait_for(lambda: nodes[paused].calls("evalsha") - before >= sent, "what was sent to arrive")
+        assert sent == nodes[paused].calls("evalsha") - before
 
 
 @pytest.mark.parametrize("paused", [0, 1, 2])
@@ -861,3 +864,152 @@ def test_a_release_that_was_lost_with_its_connection_is_sent_again(nodes):
             return not all_leases_on(nodes[2])
 
         wait_for(is_sent, "the release to arrive")
+
+
+# What a reconciler asks for -----------------------------------------------------------------------------
+
+
+def wait_in_line(semaphores: Semaphores, token: str, length: int = 1, reservation_ms: int = LIFE_MS) -> Outcome:
+    """Ask for a slot with the one token that a pod has."""
+    claim = Claim(SEMAPHORE, length, reservation_ms, LIFE_MS, "{}", reuses_token=True)
+    return semaphores.acquire(claim, itertools.repeat(token), soon())
+
+
+def test_whoever_asks_with_the_same_token_gets_the_same_slot(nodes):
+    with semaphores_on(nodes) as one, semaphores_on(nodes) as other:
+        granted = {wait_in_line(each, "a" * 32, length=9) for each in (one, other, one)}
+
+    assert [Grant] == [type(each) for each in granted]
+    assert [1, 1, 1] == [len(leases_on(node)) for node in nodes]
+
+
+def test_a_reservation_is_withdrawn_and_a_renewed_lease_is_not(nodes):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32)
+        assert semaphores.withdraw("a" * 32, soon())
+        assert isinstance(wait_in_line(semaphores, "b" * 32), Grant)
+        for node in nodes:
+            with node.client() as client:  # as a sidecar does it
+                client.unlink(f"reservation:{'b' * 32}")
+        assert semaphores.withdraw("b" * 32, soon())
+        assert isinstance(wait_in_line(semaphores, "a" * 32), Full)
+
+
+def test_a_withdrawal_reaches_a_node_that_was_away(nodes):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32)
+        nodes[1].pause()
+        assert semaphores.withdraw("a" * 32, soon())
+        nodes[1].resume()
+
+        wait_for(lambda: not leases_on(nodes[1]), "the withdrawal to arrive")
+
+
+def test_how_a_reservation_stands_and_that_it_lasts_longer(nodes):
+    token = "a" * 32
+    with semaphores_on(nodes) as semaphores:
+        assert Standing.LOST is semaphores.prolong(token, LIFE_MS, soon())
+        wait_in_line(semaphores, token)
+        assert Standing.RESERVED is semaphores.prolong(token, 10 * LIFE_MS, soon())
+        for node in nodes:
+            with node.client() as client:
+                assert client.pttl(f"lease:{token}") == client.pttl(f"reservation:{token}") > 9 * LIFE_MS
+        nodes[0].pause()
+        assert Standing.RESERVED is semaphores.prolong(token, LIFE_MS, soon())
+        nodes[1].pause()
+        assert Standing.UNKNOWN is semaphores.prolong(token, LIFE_MS, soon())
+        nodes[0].resume()
+        nodes[1].resume()
+
+
+def test_a_lease_that_a_sidecar_has_renewed_is_not_prolonged(nodes):
+    token = "a" * 32
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, token)
+        with nodes[2].client() as client:
+            client.unlink(f"reservation:{token}")
+            client.pexpire(f"lease:{token}", 5000)
+            assert Standing.CLAIMED is semaphores.prolong(token, 10 * LIFE_MS, soon())
+            assert client.pttl(f"lease:{token}") <= 5000
+
+
+@pytest.mark.parametrize("away", [None, 0])
+def test_which_semaphores_have_room_is_known_without_taking_any(nodes, away):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32)
+        if away is not None:
+            nodes[away].kill()
+        asked = {SEMAPHORE: 1, "batch/unheard-of": 1, "batch/closed": 0}
+        assert frozenset({"batch/unheard-of"}) == semaphores.vacant(asked, soon())
+        assert frozenset({SEMAPHORE}) == semaphores.vacant({SEMAPHORE: 2}, soon())
+        semaphores.release("a" * 32, soon())
+        assert frozenset({SEMAPHORE}) == semaphores.vacant({SEMAPHORE: 1}, soon())
+
+
+def test_room_is_found_past_a_reduced_length_and_among_thousands(nodes):
+    with semaphores_on(nodes) as semaphores:
+        tokens = [f"{number:032x}" for number in range(2100)]
+        for node in nodes:
+            with node.client() as client, client.pipeline(transaction=False) as batch:
+                batch.hset(RECORD, mapping={str(slot): token for slot, token in enumerate(tokens)} | {"bound": 2100})
+                for token in tokens:
+                    batch.set(f"lease:{token}", "{}", px=LIFE_MS)
+                batch.execute()
+        assert not semaphores.vacant({SEMAPHORE: 2100}, soon())
+        assert not semaphores.vacant({SEMAPHORE: 2}, soon())
+        assert frozenset({SEMAPHORE}) == semaphores.vacant({SEMAPHORE: 2101}, soon())
+        semaphores.release(tokens[1500], soon())
+        assert frozenset({SEMAPHORE}) == semaphores.vacant({SEMAPHORE: 2100}, soon())
+
+
+def test_where_no_node_answers_nobody_knows_of_room(nodes):
+    with semaphores_on(nodes) as semaphores:
+        for node in nodes:
+            node.kill()
+
+        assert semaphores.vacant({SEMAPHORE: 1}, soon()) is None
+
+
+def touch(nodes: Sequence[RedisNode], seconds_ago: int) -> None:
+    for node in nodes:
+        with node.client() as client:
+            client.hset(RECORD, "touched", int(time.time()) - seconds_ago)
+
+
+def records_of(nodes: Sequence[RedisNode]) -> list[int]:
+    found = []
+    for node in nodes:
+        with node.client() as client:
+            found.append(client.exists(RECORD))
+    return found
+
+
+def test_a_record_that_nobody_uses_is_removed_everywhere(nodes):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32)
+        semaphores.release("a" * 32, soon())
+        touch(nodes, seconds_ago=59)
+        assert not semaphores.collect(SEMAPHORE, 60, soon())
+        assert [1, 1, 1] == records_of(nodes)
+        touch(nodes, seconds_ago=61)
+        assert semaphores.collect(SEMAPHORE, 60, soon())
+
+    assert [0, 0, 0] == records_of(nodes)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("what", ["holds a lease", "was touched", "is away"])
+def test_a_record_stays_on_all_nodes_as_long_as_one_of_them_has_a_reason(nodes, number, what):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32)
+        others = [node for node in nodes if node is not nodes[number]]
+        for node in others if what == "holds a lease" else nodes:
+            with node.client() as client:
+                client.unlink(f"lease:{'a' * 32}")
+        touch(others if what == "was touched" else nodes, seconds_ago=61)
+        if what == "is away":
+            nodes[number].pause()
+        assert not semaphores.collect(SEMAPHORE, 60, soon())
+        nodes[number].resume()
+
+    assert [1, 1, 1] == records_of(nodes)

@@ -17,6 +17,7 @@ SCHEMAS = sorted((ROOT / "tests" / "manifests" / "schemas").glob("*.yaml"))
 
 NAMESPACE = "at-least-semaphore-pod-hook"
 NAME = "at-least-semaphore-pod-hook"
+RECONCILER = "at-least-semaphore-reconciler"
 
 Object = dict[str, Any]
 
@@ -26,12 +27,14 @@ def load(*files: Path) -> list[Object]:
     return [each for file in files for each in yaml.safe_load_all(file.read_text())]
 
 
-def with_component(component: str, folder: str, target: Path) -> Path:
-    """An overlay, in the folder `target`, that adds the component to what is in a folder below k8s."""
-    resource, added = (
-        os.path.relpath(ROOT / "k8s" / each, target.resolve()) for each in (folder, f"components/{component}")
+def with_component(component: str, folder: str, target: Path, *others: str, namespace: str = NAMESPACE) -> Path:
+    """An overlay, in the folder `target`, that adds the component, then others, to what is in a folder below k8s."""
+    resource, *added = (
+        os.path.relpath(ROOT / "k8s" / each, target.resolve())
+        for each in (folder, *(f"components/{name}" for name in (component, *others)))
     )
-    (target / "kustomization.yaml").write_text(json.dumps({"resources": [resource], "components": [added]}))
+    overlay = {"namespace": namespace, "resources": [resource], "components": added}
+    (target / "kustomization.yaml").write_text(json.dumps(overlay))
     return target
 
 
@@ -67,6 +70,10 @@ class Tree:
     @property
     def redis(self) -> Object:
         return self.one("StatefulSet", "redis")
+
+    @property
+    def reconciler(self) -> Object:
+        return self.one("Deployment", RECONCILER)
 
     @property
     def pods(self) -> dict[str, Object]:

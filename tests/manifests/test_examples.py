@@ -1,6 +1,6 @@
 """The examples ask for slots as they say, and none stands in its own way."""
 
-from app.admission.annotations import GROUP, WhenUnavailable, parse_slot_request
+from app.admission.annotations import GROUP, WhenFull, WhenUnavailable, parse_slot_request
 from tests.manifests.objects import EXAMPLES, containers, load, pod_of
 
 
@@ -13,7 +13,7 @@ def requests():
 
 
 def test_there_is_an_example_of_every_controller():
-    assert ["CronJob", "Deployment", "Deployment", "Job"] == sorted(each["kind"] for each in load(*EXAMPLES))
+    assert ["CronJob", "Deployment", "Deployment", "Job", "Job"] == sorted(each["kind"] for each in load(*EXAMPLES))
 
 
 def test_every_example_asks_for_a_slot_that_is_given_up_soon():
@@ -38,10 +38,19 @@ def test_a_rolling_update_takes_a_pod_away_before_it_adds_one():
 
 
 def test_the_job_and_the_cron_job_keep_out_of_each_others_way():
-    [asked] = {requests()[each["metadata"]["name"]] for each in load(*EXAMPLES) if "Job" in each["kind"]}
+    [asked] = {requests()[name] for name in ("migration", "report")}
 
     assert asked
     assert 1 == asked.length
+
+
+def test_more_pods_wait_than_may_run_in_the_one_example_that_waits():
+    [job] = [each for each in load(*EXAMPLES) if each["metadata"]["name"] == "imports"]
+    asked = requests()["imports"]
+
+    assert asked
+    assert ["imports"] == [name for name, each in requests().items() if each and each.when_full is WhenFull.WAIT]
+    assert 0 < asked.length < job["spec"]["parallelism"] <= job["spec"]["completions"]
 
 
 def test_examples_run_in_the_namespace_one_is_in():

@@ -1,14 +1,16 @@
 """The component for Istio: what is inside the mesh, and how it reaches what is not."""
 
+import pytest
+
 from app.settings import Settings
-from tests.manifests.objects import NAME, NAMESPACE, ports
+from tests.manifests.objects import NAME, NAMESPACE, RECONCILER, ports
 from tests.manifests.test_webhook import environ
 
 
-def test_the_webhook_is_in_the_mesh_and_the_nodes_are_not(dev):
+def test_the_webhook_is_in_the_mesh_and_the_nodes_and_the_reconciler_are_not(dev):
     inside = {name: pod["metadata"]["labels"]["sidecar.istio.io/inject"] for name, pod in dev.pods.items()}
 
-    assert {"webhook": "true", "redis": "false"} == inside
+    assert {"webhook": "true", "redis": "false", "reconciler": "false"} == inside
 
 
 def test_base_knows_of_no_mesh(base):
@@ -59,7 +61,8 @@ def test_the_webhook_gets_out_to_its_own_namespace_and_the_mesh_only(dev):
     assert [{"hosts": ["./*", "istio-system/*"]}] == sidecar["egress"]
 
 
-def test_every_replica_is_measured_once(dev):
-    [endpoint] = dev.one("PodMonitor", NAME)["spec"]["podMetricsEndpoints"]
+@pytest.mark.parametrize("name", [NAME, RECONCILER])
+def test_every_replica_is_measured_once(dev, name):
+    [endpoint] = dev.one("PodMonitor", name)["spec"]["podMetricsEndpoints"]
 
     assert "metrics" == endpoint["port"]

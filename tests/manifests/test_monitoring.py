@@ -85,8 +85,18 @@ def test_a_node_that_is_restarted_is_no_alert(tree):
     assert waits_seconds("NodeLacksLeases") > 10 * tree.redis["spec"]["minReadySeconds"]
 
 
-def test_one_lost_scrape_is_no_alert(dev):
-    [endpoint] = dev.one("PodMonitor", NAME)["spec"]["podMetricsEndpoints"]
+def test_reconcilers_that_are_all_restarted_are_no_alert(dev):
+    """Nor is one that reads the list of all pods first, for as long as it is let."""
+    spec = dev.pods["reconciler"]["spec"]
+    [container] = spec["containers"]
+    let = container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"]
 
-    assert "30s" == endpoint["interval"]
+    assert waits_seconds("ReconcilerAbsent") > 2 * (let + spec["terminationGracePeriodSeconds"])
+    assert waits_seconds("ApiServerUnheard") + threshold("ApiServerUnheard") > 2 * let
+
+
+def test_one_lost_scrape_is_no_alert(dev):
+    endpoints = [each["spec"]["podMetricsEndpoints"] for each in dev.all("PodMonitor")]
+
+    assert [["30s"], ["30s"]] == [[one["interval"] for one in each] for each in endpoints]
     assert all(waits_seconds(each["alert"].removeprefix("AtLeastSemaphore")) >= 60 for each in ALERTS if "for" in each)

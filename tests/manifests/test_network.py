@@ -8,13 +8,14 @@ from jsonpatch import JsonPatch
 
 from app.admission.injection import Sidecar, inject
 from sidecar.protocol import Mode
+from tests.manifests.conftest import rendered
 from tests.manifests.flows import Place, Port, allowed
-from tests.manifests.objects import NAMESPACE, ROOT, Object, Tree, ports, walk
+from tests.manifests.objects import NAMESPACE, ROOT, Object, Tree, ports, walk, with_component
 
 PAGE = (ROOT / "docs" / "network.md").read_text()
 
-# Each port that anything listens on, and two that nothing should reach.
-PORTS = [Port(53), Port(53, "UDP"), *map(Port, (80, 443, 6379, 8080, 9443, 15012))]
+# Each port that anything listens on, here or elsewhere, and one that nothing should reach.
+PORTS = [Port(53), Port(53, "UDP"), *map(Port, (80, 443, 6379, 6443, 8080, 9443, 15012))]
 
 OUTSIDE = [
     Place("API server", address="192.0.2.10"),
@@ -27,6 +28,7 @@ OUTSIDE = [
     # Pods that look like ours, elsewhere.
     Place("a tenant's Redis", "batch", {"app.kubernetes.io/component": "redis"}),
     Place("a tenant's webhook", "batch", {"app.kubernetes.io/component": "webhook"}),
+    Place("a tenant's reconciler", "batch", {"app.kubernetes.io/component": "reconciler"}),
 ]
 
 
@@ -41,8 +43,8 @@ def label_of_holders() -> dict[str, str]:
 
 def places(tree: Tree) -> list[Place]:
     """All of the outside, a holder, and what is in our namespace."""
-    names = {"webhook": "webhook", "redis": "Redis"}
-    ours = [Place(names[name], NAMESPACE, pod["metadata"]["labels"]) for name, pod in tree.pods.items()]
+    names = {"redis": "Redis"}
+    ours = [Place(names.get(name, name), NAMESPACE, pod["metadata"]["labels"]) for name, pod in tree.pods.items()]
     stray = Place("another pod of our namespace", NAMESPACE, {"app": "debug"})
     return [*OUTSIDE, Place("holder", "batch", label_of_holders()), *ours, stray]
 
@@ -59,30 +61,44 @@ def allowed_flows(tree: Tree) -> set[tuple[str, str, str]]:
     }
 
 
-def listed_flows(tree: Tree, *, with_istio: bool) -> set[tuple[str, str, str]]:
-    """The rows of the page's tables; "anybody outside the namespace" stands for each of them."""
-    first, second = re.findall(r"^\| from \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
-    rows = [[cell.strip() for cell in row.split("|")[1:4]] for row in (first + with_istio * second).splitlines()]
+def listed_flows(tree: Tree, *components: str) -> set[tuple[str, str, str]]:
+    """The rows of the page's tables, the first and those of components.
+
+    "anybody outside the namespace" stands for each of them.
+    """
+    found = re.findall(r"^(.*)\n\n\| from \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    (_, first), *others = found
+    tables = {re.findall("component `(.+)`", before)[0]: table for before, table in others}
+    assert {"istio", "waiting"} == set(tables)
+    text = "".join([first, *(tables[each] for each in components)])
+    rows = [[cell.strip() for cell in row.split("|")[1:4]] for row in text.splitlines()]
     anybody = [each.name for each in places(tree) if each.namespace != NAMESPACE]
-    return {
-        (each, target, port)
-        for source, target, port in rows
-        for each in (anybody if source == "anybody outside the namespace" else [source])
-    }
+
+    def meant(name: str) -> list[str]:
+        return anybody if name == "anybody outside the namespace" else [name]
+
+    return {(source, target, port) for left, right, port in rows for source in meant(left) for target in meant(right)}
 
 
 def test_base_allows_what_the_page_lists(base):
-    assert listed_flows(base, with_istio=False) == allowed_flows(base)
+    assert listed_flows(base) == allowed_flows(base)
 
 
-def test_dev_allows_what_the_mesh_needs_besides(dev):
-    assert listed_flows(dev, with_istio=True) == allowed_flows(dev)
+def test_dev_allows_what_the_mesh_and_the_reconciler_need_besides(dev):
+    assert listed_flows(dev, "istio", "waiting") == allowed_flows(dev)
+
+
+@pytest.mark.parametrize("component", ["istio", "waiting"])
+def test_a_component_alone_allows_what_it_needs(tmp_path, component):
+    tree = rendered(with_component(component, "base", tmp_path))
+
+    assert listed_flows(tree, component) == allowed_flows(tree)
 
 
 def test_every_listed_place_is_one_that_is_tried(dev):
     known = {each.name for each in places(dev)}
 
-    assert all({source, target} <= known for source, target, _ in listed_flows(dev, with_istio=True))
+    assert all({source, target} <= known for source, target, _ in listed_flows(dev, "istio", "waiting"))
 
 
 def test_every_port_that_a_pod_listens_on_is_tried(tree):
@@ -95,21 +111,53 @@ def test_all_pods_of_the_namespace_are_denied_first(tree):
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} == denial["spec"]
 
 
-def test_what_the_page_says_narrows_9443_to_the_api_server(base):
-    """The patch of the page, put on by hand."""
-    overlay = yaml.safe_load(next(each for each in blocks() if "patches:" in each))
-    [patch] = overlay["patches"]
-    policies = [
-        JsonPatch(yaml.safe_load(patch["patch"])).apply(each)
-        if each["metadata"]["name"] == patch["target"]["name"]
-        else each
-        for each in base.all("NetworkPolicy")
+def narrowed(tree: Tree, policy: str) -> list[Object]:
+    """The policies, with the patch of the page for one of them put on by hand."""
+    [patch] = [
+        patch
+        for each in blocks()
+        if "patches:" in each
+        for patch in yaml.safe_load(each)["patches"]
+        if patch["target"] == {"kind": "NetworkPolicy", "name": policy}
     ]
+    changes = JsonPatch(yaml.safe_load(patch["patch"]))
+    return [changes.apply(each) if each["metadata"]["name"] == policy else each for each in tree.all("NetworkPolicy")]
+
+
+def test_what_the_page_says_narrows_9443_to_the_api_server(base):
+    policies = narrowed(base, "webhook")
     webhook = next(each for each in places(base) if each.name == "webhook")
 
     let_in = [each.name for each in places(base) if allowed(policies, each, webhook, Port(9443))]
 
     assert ["API server"] == let_in
+
+
+def test_what_the_page_says_narrows_the_reconciler_to_the_api_server(dev):
+    policies = narrowed(dev, "reconciler")
+    reconciler = next(each for each in places(dev) if each.name == "reconciler")
+
+    reached = {
+        (each.name, port.number)
+        for each in places(dev)
+        for port in PORTS
+        if port.number not in (53, 6379) and allowed(policies, reconciler, each, port)
+    }
+
+    assert {("API server", 443), ("API server", 6443)} == reached
+
+
+def test_an_api_server_on_another_port_is_reached_when_that_is_added_as_the_page_says(dev):
+    [told] = re.findall(r"^.*`- (\{op: add, .*\})`", PAGE, re.MULTILINE)
+    added = JsonPatch([yaml.safe_load(told)])
+    policies = [
+        added.apply(each) if each["metadata"]["name"] == "reconciler" else each for each in dev.all("NetworkPolicy")
+    ]
+    reconciler = next(each for each in places(dev) if each.name == "reconciler")
+    server = next(each for each in places(dev) if each.name == "API server")
+
+    assert not allowed(dev.all("NetworkPolicy"), reconciler, server, Port(8443))
+    assert allowed(policies, reconciler, server, Port(8443))
 
 
 def test_what_the_page_gives_tenants_lets_holders_reach_nodes_and_names(base):

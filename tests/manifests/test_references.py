@@ -2,9 +2,23 @@
 
 import re
 
-from tests.manifests.objects import NAME, NAMESPACE, Object, Tree, containers, env, only_container, ports, title, walk
+import pytest
 
-WEBHOOK, REDIS = {"webhook"}, {"redis"}
+from tests.manifests.objects import (
+    NAME,
+    NAMESPACE,
+    RECONCILER,
+    Object,
+    Tree,
+    containers,
+    env,
+    only_container,
+    ports,
+    title,
+    walk,
+)
+
+WEBHOOK, REDIS, WAITING = {"webhook"}, {"redis"}, {"reconciler"}
 
 # Whom every object selects that selects pods. What the tests of one tree do not have is left out there.
 SELECTED = {
@@ -14,19 +28,29 @@ SELECTED = {
     "StatefulSet/redis": REDIS,
     f"PodDisruptionBudget/{NAME}": WEBHOOK,
     "PodDisruptionBudget/redis": REDIS,
-    "NetworkPolicy/default-deny": WEBHOOK | REDIS,
+    f"Deployment/{RECONCILER}": WAITING,
+    f"PodDisruptionBudget/{RECONCILER}": WAITING,
+    "NetworkPolicy/default-deny": WEBHOOK | REDIS | WAITING,
     "NetworkPolicy/webhook": WEBHOOK,
     "NetworkPolicy/redis": REDIS,
     "NetworkPolicy/webhook-to-istiod": WEBHOOK,
+    "NetworkPolicy/reconciler": WAITING,
+    "NetworkPolicy/redis-from-reconciler": REDIS,
     f"PodMonitor/{NAME}": WEBHOOK,
-    "PeerAuthentication/default": WEBHOOK | REDIS,
+    f"PodMonitor/{RECONCILER}": WAITING,
+    "PeerAuthentication/default": WEBHOOK | REDIS | WAITING,
     "PeerAuthentication/webhook": WEBHOOK,
     "Sidecar/webhook": WEBHOOK,
-    "Telemetry/default": WEBHOOK | REDIS,
+    "Telemetry/default": WEBHOOK | REDIS | WAITING,
 }
 OF_THE_COMPONENTS = {
+    f"Deployment/{RECONCILER}",
+    f"PodDisruptionBudget/{RECONCILER}",
     "NetworkPolicy/webhook-to-istiod",
+    "NetworkPolicy/reconciler",
+    "NetworkPolicy/redis-from-reconciler",
     f"PodMonitor/{NAME}",
+    f"PodMonitor/{RECONCILER}",
     "PeerAuthentication/default",
     "PeerAuthentication/webhook",
     "Sidecar/webhook",
@@ -63,7 +87,7 @@ def test_every_selector_of_dev_selects_exactly_the_pods_it_is_meant_for(dev):
 
 
 def test_every_selector_of_base_selects_exactly_the_pods_it_is_meant_for(base):
-    assert selected(base) == {name: pods for name, pods in SELECTED.items() if name not in OF_THE_COMPONENTS}
+    assert selected(base) == {name: pods - WAITING for name, pods in SELECTED.items() if name not in OF_THE_COMPONENTS}
 
 
 def test_a_selector_names_the_project_and_the_component_or_nothing(tree):
@@ -90,8 +114,9 @@ def test_everything_bears_the_name_of_the_project(tree):
 
 def test_everything_is_in_the_namespace_but_for_what_has_none(tree):
     without = {title(each) for each in tree.objects if each["metadata"].get("namespace") != NAMESPACE}
+    rights = {title(each) for each in tree.all("ClusterRole", "ClusterRoleBinding")}
 
-    assert {f"Namespace/{NAMESPACE}", f"MutatingWebhookConfiguration/{NAME}"} == without
+    assert {f"Namespace/{NAMESPACE}", f"MutatingWebhookConfiguration/{NAME}"} | rights == without
 
 
 def test_services_lead_to_ports_of_their_pods_under_the_same_name(tree):
@@ -110,17 +135,19 @@ def test_policies_name_ports_that_their_pods_listen_on(tree):
 
 
 def test_probes_ask_a_port_that_the_pod_has(tree):
-    probed = {each["port"] for each in walk(tree.pods["webhook"]) if "scheme" in each}
+    asked = {"webhook": {"https"}, "reconciler": {"metrics"}}
+    for name in set(asked) & set(tree.pods):
+        probed = {each["httpGet"]["port"] for each in walk(tree.pods[name]) if "httpGet" in each}
+        assert asked[name] == probed
+        assert probed <= set(ports(tree.pods[name]))
 
-    assert {"https"} == probed
-    assert probed <= set(ports(tree.pods["webhook"]))
 
+@pytest.mark.parametrize(("component", "monitor"), [("webhook", NAME), ("reconciler", RECONCILER)])
+def test_prometheus_is_led_to_the_metrics(dev, component, monitor):
+    annotations = dev.pods[component]["metadata"]["annotations"]
+    [endpoint] = dev.one("PodMonitor", monitor)["spec"]["podMetricsEndpoints"]
 
-def test_prometheus_is_led_to_the_metrics(base, dev):
-    annotations = base.pods["webhook"]["metadata"]["annotations"]
-    [endpoint] = dev.one("PodMonitor", NAME)["spec"]["podMetricsEndpoints"]
-
-    assert str(ports(base.pods["webhook"])["metrics"]) == annotations["prometheus.io/port"]
+    assert str(ports(dev.pods[component])["metrics"]) == annotations["prometheus.io/port"]
     assert "true" == annotations["prometheus.io/scrape"]
     assert "metrics" == endpoint["port"]
     assert "/metrics" == annotations["prometheus.io/path"] == endpoint["path"]
@@ -146,8 +173,9 @@ def test_workloads_find_their_accounts_and_the_headless_service(tree):
 def test_every_mount_has_its_volume_and_every_volume_is_mounted(tree):
     claims = {each["metadata"]["name"] for each in tree.redis["spec"]["volumeClaimTemplates"]}
     for name, pod in tree.pods.items():
-        volumes = {each["name"] for each in pod["spec"]["volumes"]} | (claims if name == "redis" else set())
-        assert volumes == {each["name"] for container in containers(pod) for each in container["volumeMounts"]}
+        volumes = {each["name"] for each in pod["spec"].get("volumes", [])} | (claims if name == "redis" else set())
+        mounts = [each for container in containers(pod) for each in container.get("volumeMounts", [])]
+        assert volumes == {each["name"] for each in mounts}
 
 
 def test_config_maps_of_pods_are_there(tree):
@@ -186,8 +214,9 @@ def test_both_sides_of_a_password_read_the_same_key(tree):
         reference: Object = env(tree.pods[component])[variable]["valueFrom"]["secretKeyRef"]
         return reference
 
-    assert key("webhook", "REDIS_PASSWORD") == key("redis", "HOOK_PASSWORD")
-    assert key("webhook", "SIDECAR_REDIS_PASSWORD") == key("redis", "SIDECAR_PASSWORD")
+    for client in set(tree.pods) - REDIS:
+        assert key(client, "REDIS_PASSWORD") == key("redis", "HOOK_PASSWORD")
+        assert key(client, "SIDECAR_REDIS_PASSWORD") == key("redis", "SIDECAR_PASSWORD")
 
 
 def test_the_mounted_certificate_is_the_issued_one_which_the_api_server_trusts(tree):

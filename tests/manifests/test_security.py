@@ -3,7 +3,7 @@
 https://kubernetes.io/docs/concepts/security/pod-security-standards/
 """
 
-from tests.manifests.objects import NAMESPACE, Object, containers, title
+from tests.manifests.objects import NAMESPACE, RECONCILER, Object, Tree, containers, title
 
 # Of all kinds of volumes, those that `restricted` allows and a pod of ours may have need of.
 VOLUMES = {"configMap", "emptyDir", "secret"}
@@ -36,8 +36,9 @@ def test_no_pod_shares_anything_with_its_worker_node(pods):
             assert set(volume) - {"name"} <= VOLUMES
 
 
-def test_no_pod_has_a_token_for_the_api_server(pods, base, dev):
-    assert all(pod["spec"]["automountServiceAccountToken"] is False for pod in pods)
+def test_no_pod_has_a_token_for_the_api_server_but_the_reconciler(pods, base, dev):
+    for pod in pods:
+        assert pod["spec"]["automountServiceAccountToken"] is (pod["spec"].get("serviceAccountName") == RECONCILER)
     for tree in (base, dev):
         assert all(each["automountServiceAccountToken"] is False for each in tree.all("ServiceAccount"))
 
@@ -73,7 +74,9 @@ def test_the_namespace_lets_in_nothing_else(tree):
     assert ["restricted"] * 3 == [labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")]
 
 
-def test_nothing_grants_rights(tree):
-    granting = [title(each) for each in tree.objects if each["kind"].endswith(("Role", "RoleBinding"))]
+def test_nothing_grants_rights_but_the_component_whose_reconciler_needs_them(base, dev):
+    def granting(tree: Tree) -> list[str]:
+        return [title(each) for each in tree.objects if each["kind"].endswith(("Role", "RoleBinding"))]
 
-    assert [] == granting
+    assert [] == granting(base)
+    assert [f"ClusterRole/{RECONCILER}", f"ClusterRoleBinding/{RECONCILER}"] == granting(dev)

@@ -18,13 +18,13 @@ LEFT_OPEN = "an overlay gives the addresses of the nodes"
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def environ(tree: Tree) -> dict[str, str]:
+def environ(tree: Tree, component: str = "webhook") -> dict[str, str]:
     """The container's variables as the kubelet would set them; what the base leaves to overlays is made up."""
-    given = rendered_environ(tree)
+    given = rendered_environ(tree, component)
     return given | ({"REDIS_ADDRESSES": "redis-0:6379"} if given["REDIS_ADDRESSES"] == LEFT_OPEN else {})
 
 
-def rendered_environ(tree: Tree) -> dict[str, str]:
+def rendered_environ(tree: Tree, component: str = "webhook") -> dict[str, str]:
     """The same, but for the addresses, which are as they stand; passwords are made up where the tree has none."""
     stored = {
         key: base64.b64decode(value).decode() for each in tree.all("Secret") for key, value in each["data"].items()
@@ -32,7 +32,7 @@ def rendered_environ(tree: Tree) -> dict[str, str]:
     passwords = {"hook-password": "one", "sidecar-password": "another", **stored}
     return {
         name: each["value"] if "value" in each else passwords[each["valueFrom"]["secretKeyRef"]["key"]]
-        for name, each in env(tree.pods["webhook"]).items()
+        for name, each in env(tree.pods[component]).items()
     }
 
 

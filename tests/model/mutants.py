@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from app.semaphore import quorum
-from app.semaphore.commands import Acquire, Command, Release, Renew, Restore
+from app.semaphore.commands import Acquire, Command, Release, Renew, Restore, Withdraw
 from app.semaphore.model import Answer, Claim, Granted
 from sidecar import protocol
 from tests.model.node import Kept, Node
@@ -31,6 +31,7 @@ class Mutant:
     node: type[Node] = Node
     reuses_tokens: bool = False
     founds_anew: bool = False
+    keeps_entries: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -109,6 +110,26 @@ class CollectsAlone(Node):
         return self.collected or super().has_data(semaphore)
 
 
+class WithdrawsTheRenewed(Node):
+    def execute(self, command: Command) -> Answer:
+        return super().execute(Release(command.token) if isinstance(command, Withdraw) else command)
+
+
+class RestoresBesides(Node):
+    def execute(self, command: Command) -> Answer:
+        if isinstance(command, Restore):
+            return self._restore_keeping(command)
+        return super().execute(command)
+
+    def _restore_keeping(self, command: Restore) -> Answer:
+        before = dict(self._slots(command.semaphore))
+        answer = super().execute(command)
+        if command.semaphore in self.records:
+            kept = self.records[command.semaphore].slots
+            kept.update({slot: token for slot, token in before.items() if slot not in kept})
+        return answer
+
+
 class TakesAnotherSlot(Node):
     def _slot_held(self, record: Kept, token: str) -> int | None:
         return None
@@ -170,8 +191,8 @@ REPAIRS_IN_SPITE_OF_A_CONFLICT = Mutant(
 NO_RELEASE_TO_THE_UNHEARD = Mutant(
     "no-release-to-the-unheard",
     "A try that failed is released only on the nodes that were heard.",
-    "            yield from _send_release(token, nodes)\n        if",
-    "            yield Ask({node: Release(token) for node in _heard(ended.answers)}, _at_once)\n        if",
+    "            yield from _send(Withdraw(token), nodes)\n        if",
+    "            yield Ask({node: Withdraw(token) for node in _heard(ended.answers)}, _at_once)\n        if",
 )
 RENEWAL_CREATES = Mutant(
     "renewal-creates", "A renewal of a lease that has ended makes a new one.", node=CreatesAtRenewal
@@ -199,7 +220,7 @@ RENEWAL_KEPT_BY_A_MINORITY = Mutant(
 LOST_IS_NOT_ENDED = Mutant(
     "lost-is-not-ended",
     "A lease that a majority has lost is not released, and goes on being renewed where a minority has it.",
-    "        yield from _send_release(token, nodes)\n    return outcome",
+    "        yield from _send(Release(token), nodes)\n    return outcome",
     "        pass\n    return outcome",
 )
 SILENT_SEQUENCER_SPENDS_NO_TOKEN = Mutant(
@@ -279,6 +300,21 @@ NEVER_CUTS = Mutant(
     "A lease that has more left than any ever had, because somebody stretched it, is not cut down.",
     node=NeverCuts,
 )
+WITHDRAWS_THE_RENEWED = Mutant(
+    "withdraws-the-renewed",
+    "A withdrawal ends a lease that a sidecar has renewed.",
+    node=WithdrawsTheRenewed,
+)
+KEEPS_ENTRIES = Mutant(
+    "keeps-entries",
+    "A token that is granted a slot once more keeps its entry for the one it had before.",
+    keeps_entries=True,
+)
+RESTORES_BESIDES = Mutant(
+    "restores-besides",
+    "A repair that brings back the lease of a token leaves the token's entry for a slot that it had before.",
+    node=RestoresBesides,
+)
 
 MUTANTS = [each for each in list(globals().values()) if isinstance(each, Mutant)]
 
@@ -290,6 +326,7 @@ OFTEN_FOUND = [
     SAME_TOKEN_AGAIN,
     SILENT_SEQUENCER_SPENDS_NO_TOKEN,
     OTHERS_PICK_FOR_THEMSELVES,
+    WITHDRAWS_THE_RENEWED,
 ]
 SELDOM_FOUND = [
     MAJORITY_OF_THE_HEARD,
@@ -311,5 +348,5 @@ INDISTINGUISHABLE = {
     "no promise forbids: it costs slots for as long as a reservation.",
     "answers are awaited only until they decide": "More answers change no outcome; it saves the wait for a slow node.",
     "the pause between two tries": "Schedules pause as they like. It makes contenders that collide drift apart.",
-    "`touched`": "No rule reads it. It tells people, and whoever sweeps old records, when one was last written.",
+    "`touched`": "Only the removal of idle records reads it, a day later: no schedule here lasts as long.",
 }

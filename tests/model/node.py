@@ -6,8 +6,31 @@ Held to the Lua scripts by test_node.py. Knows no message and no fault: see worl
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
-from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed
-from app.semaphore.model import Answer, Claim, Full, Granted, Lease, Record, Taken, Unknown
+from app.semaphore.commands import (
+    Acquire,
+    Collect,
+    Command,
+    Prolong,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Unclaimed,
+    Vacant,
+    Withdraw,
+)
+from app.semaphore.model import (
+    Answer,
+    Claim,
+    Full,
+    Granted,
+    Lease,
+    Record,
+    Standing,
+    Taken,
+    Unknown,
+    Vacancies,
+)
 
 SHOWN = 20
 
@@ -19,6 +42,7 @@ class Kept:
     length: int = 0
     bound: int = 0
     longest_ms: int = 0
+    touched_ms: int = 0
     slots: dict[int, str] = field(default_factory=dict)
 
 
@@ -88,6 +112,43 @@ class Node:
         return lived or reserved
 
     @_do.register
+    def _withdraw(self, command: Withdraw) -> Answer:
+        return self._unclaimed_ms(command.token) > 0 and self._release(command)
+
+    @_do.register
+    def _prolong(self, command: Prolong) -> Answer:
+        token = command.token
+        if not self.left_ms(token):
+            return Standing.LOST
+        if self._unclaimed_ms(token) <= 0:
+            return Standing.CLAIMED
+        end = self.now_ms + command.reservation_ms
+        self.reservations[token], self.leases[token] = end, (end, self.leases[token][1])
+        return Standing.RESERVED
+
+    @_do.register
+    def _vacant(self, command: Vacant) -> Answer:
+        return Vacancies(
+            frozenset(
+                semaphore
+                for semaphore, length in command.lengths.items()
+                if sum(bool(self.left_ms(token)) for token in self._slots(semaphore).values()) < length
+            )
+        )
+
+    @_do.register
+    def _collect(self, command: Collect) -> Answer:
+        record = self.records.get(command.semaphore)
+        if record is None:
+            return True
+        idle_ms = self.now_ms - record.touched_ms
+        if idle_ms < command.idle_seconds * 1000 or any(map(self.left_ms, record.slots.values())):
+            return False
+        if command.removing:
+            del self.records[command.semaphore]
+        return True
+
+    @_do.register
     def _unclaimed(self, command: Unclaimed) -> Answer:
         record = self.records.get(command.semaphore, Kept())
         if record.slots.get(command.slot) != command.token or not self.left_ms(command.token):
@@ -120,12 +181,14 @@ class Node:
         for slot, lease in command.record.leases.items():
             held = slot in record.slots and self.left_ms(record.slots[slot])
             if not held and not self.left_ms(lease.token):
+                self._forget_entries(record, lease.token)
                 record.slots[slot] = lease.token
                 record.bound = max(record.bound, slot + 1)
                 self.leases[lease.token] = (self.now_ms + lease.left_ms, lease.holder)
                 if lease.unclaimed_ms > 0:
                     self.reservations[lease.token] = self.now_ms + lease.unclaimed_ms
                 written += 1
+        record.touched_ms = self.now_ms
         record.length = command.record.length
         record.longest_ms = max(record.longest_ms, command.record.longest_ms)
         return written
@@ -133,12 +196,21 @@ class Node:
     def _grant(self, record: Kept, command: Acquire, slot: int) -> Granted:
         self.records[command.claim.semaphore] = record
         end = self.now_ms + command.claim.reservation_ms
+        record.touched_ms = self.now_ms
+        if command.claim.reuses_token:
+            self._forget_entries(record, command.token)
         record.slots[slot] = command.token
         record.length, record.bound = command.claim.length, max(record.bound, slot + 1)
         record.longest_ms = max(record.longest_ms, command.claim.longest_ms)
         self.leases[command.token] = (end, command.claim.holder)
         self.reservations[command.token] = end
         return Granted(slot)
+
+    def _slots(self, semaphore: str) -> dict[int, str]:
+        return self.records.get(semaphore, Kept()).slots
+
+    def _forget_entries(self, record: Kept, token: str) -> None:
+        record.slots = {slot: other for slot, other in record.slots.items() if other != token}
 
     def _slot_held(self, record: Kept, token: str) -> int | None:
         slots = (slot for slot, known in record.slots.items() if known == token)

@@ -49,6 +49,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, count: int, length: int, seed: int) -> None:
         self.world = World(count, self.mutant.quorum(), self.mutant.node, seed)
         self.world.reuse_tokens, self.world.founds_anew = self.mutant.reuses_tokens, self.mutant.founds_anew
+        self.world.keeps_entries = self.mutant.keeps_entries
         self.count, self.length = count, length
         for _ in range(WEBHOOKS):
             self.world.webhook()
@@ -117,11 +118,38 @@ class Histories(RuleBasedStateMachine):
         while at_rest and actor.steps:
             self.world.advance(actor, ALL_ANSWERED)
 
-    @precondition(lambda self: self.world.reviews)
+    @rule()
+    def wait(self) -> None:
+        """A pod is created that waits."""
+        self.world.begin_waiting(self.length)
+
+    @precondition(lambda self: self.world.waiting())
+    @rule(
+        number=st.integers(0, WEBHOOKS - 1),
+        pod=st.integers(0, 2),
+        what=st.sampled_from(["grant", "grant", "grant", "withdraw"]),
+        fates=st.lists(FATES, max_size=6),
+        at_rest=st.booleans(),
+    )
+    def let_in(self, number: int, pod: int, what: str, fates: list[list[Fate]], at_rest: bool) -> None:
+        """Somebody asks for the slot of a pod that waits, or withdraws it; others may be about to, or have done so."""
+        actor, pods = self.world.webhooks[number], self.world.waiting()
+        if not actor.steps:
+            self.world.catch_up(actor)
+            begin = self.world.begin_grant if what == "grant" else self.world.begin_withdrawal
+            begin(actor, pods[-1 - min(pod, len(pods) - 1)])
+        for each in fates:
+            if actor.steps:
+                self.world.advance(actor, each)
+        while at_rest and actor.steps:
+            self.world.advance(actor, ALL_ANSWERED)
+
+    @precondition(lambda self: any(not review.waits for review in self.world.reviews))
     @rule(number=st.integers(0, WEBHOOKS - 1), review=st.integers(0, 2), fates=FATES)
     def repeat(self, number: int, review: int, fates: list[Fate]) -> None:
         """The same review once more, whatever became of it: granted, refused, unavailable or lost half way."""
-        actor, reviews = self.world.webhooks[number], self.world.reviews
+        actor = self.world.webhooks[number]
+        reviews = [each for each in self.world.reviews if not each.waits]
         again = reviews[-1 - min(review, len(reviews) - 1)]
         if not actor.steps:
             self.world.catch_up(actor)

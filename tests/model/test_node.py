@@ -8,7 +8,20 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
+from app.semaphore.commands import (
+    Acquire,
+    Collect,
+    Command,
+    Prolong,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Unclaimed,
+    Vacant,
+    Withdraw,
+    load_scripts,
+)
 from app.semaphore.model import Answer, Claim, Lease, Record
 from sidecar.protocol import Keys
 from tests.harness.nodes import RedisNode
@@ -28,6 +41,7 @@ CLAIMS = st.builds(
     st.sampled_from([5 * MINUTE_MS, 10 * MINUTE_MS]),
     st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS]),
     st.sampled_from("xyz"),
+    st.booleans(),
 )
 RECORDS = st.builds(
     Record,
@@ -42,6 +56,10 @@ COMMANDS: st.SearchStrategy[Command] = st.one_of(
     st.builds(Acquire, CLAIMS, TOKENS, slot=SLOTS, found=st.booleans()),
     st.builds(Renew, TOKENS, LIVES_MS),
     st.builds(Release, TOKENS),
+    st.builds(Withdraw, TOKENS),
+    st.builds(Prolong, TOKENS, LIVES_MS),
+    st.builds(Vacant, st.dictionaries(SEMAPHORES, st.integers(0, 5), min_size=1)),
+    st.builds(Collect, SEMAPHORES, st.sampled_from([0, 86_400]), st.booleans()),
     st.builds(Unclaimed, SEMAPHORES, SLOTS, TOKENS),
     st.builds(Read, SEMAPHORES),
     st.builds(Restore, SEMAPHORES, st.booleans(), RECORDS),

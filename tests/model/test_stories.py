@@ -14,6 +14,7 @@ from tests.model.mutants import (
     FOUNDS_BY_A_MINORITY,
     FOUNDS_OVER_ANOTHER_CONNECTION,
     FOUNDS_THOUGH_KNOWN,
+    KEEPS_ENTRIES,
     LOST_IS_NOT_ENDED,
     MAJORITY_OF_THE_HEARD,
     MUTANTS,
@@ -26,12 +27,14 @@ from tests.model.mutants import (
     REPAIRS_FROM_A_MINORITY,
     REPAIRS_IN_SPITE_OF_A_CONFLICT,
     RESTORED_LEASES_DO_NOT_AGE,
+    RESTORES_BESIDES,
     RESTORES_OVER_OTHERS,
     RESTORES_UNASKED,
     SAME_TOKEN_AGAIN,
     SILENT_SEQUENCER_SPENDS_NO_TOKEN,
     TAKES_ANOTHER_SLOT,
     VOTES_WITHOUT_A_RECORD,
+    WITHDRAWS_THE_RENEWED,
     Mutant,
 )
 from tests.model.world import (
@@ -75,6 +78,7 @@ class Play:
         """Nodes that know nothing."""
         self.world = World(3, self.mutant.quorum(), self.mutant.node, self.seed)
         self.world.reuse_tokens, self.world.founds_anew = self.mutant.reuses_tokens, self.mutant.founds_anew
+        self.world.keeps_entries = self.mutant.keeps_entries
 
     def admit(self, fates: list[Fate] | None = None) -> list[Holder]:
         """An admission from beginning to end; who was admitted by it."""
@@ -95,6 +99,18 @@ class Play:
             self.world.advance(actor, fates or WELL)
         self.world.catch_up(actor)
         return [holder for holder in self.world.holders if holder not in before]
+
+    def let_in(self, review: Review, fates: list[Fate] | None = None) -> Holder:
+        """The slot of a pod that waits; it must be free."""
+        actor = self.world.webhook()
+        self.world.begin_grant(actor, review)
+        self.finish(actor, fates)
+        return next(holder for holder in self.world.holders if holder.review is review)
+
+    def withdraw(self, review: Review) -> None:
+        actor = self.world.webhook()
+        self.world.begin_withdrawal(actor, review)
+        self.finish(actor)
 
     def renew(self, holder: Holder, fates: list[Fate] | None = None) -> None:
         self.world.begin_renewal(holder)
@@ -345,6 +361,40 @@ def a_lease_is_left_on_one_node(play: Play) -> None:
     play.world.check_at_least(1)
 
 
+def a_withdrawal_comes_after_the_renewal(play: Play) -> None:
+    pod = play.world.begin_waiting(play.length)
+    play.renew(play.let_in(pod))
+    play.withdraw(pod)
+    play.admit()
+
+
+def a_pod_that_waits_is_late(play: Play) -> None:
+    """Its reservation ends before it starts, and the next one is of another slot."""
+    play.length = 2
+    pod = play.world.begin_waiting(play.length)
+    play.world.rng = StartsAt(0)
+    play.let_in(pod)
+    play.world.tick(RESERVATION_MS)
+    play.world.rng = StartsAt(1)
+    play.keep(play.let_in(pod), ALL_ENDED_AFTER_MS)
+    play.free_slots(1)
+
+
+def a_pod_that_waits_is_late_while_a_node_is_away(play: Play) -> None:
+    play.length = 2
+    pod = play.world.begin_waiting(play.length)
+    play.world.rng = StartsAt(0)
+    play.let_in(pod)
+    play.world.tick(RESERVATION_MS)
+    play.world.rng = StartsAt(1)
+    play.world.down = {0}
+    holder = play.let_in(pod)
+    play.world.down = set()
+    play.finish(play.begin_repair(WELL))
+    play.keep(holder, ALL_ENDED_AFTER_MS)
+    play.free_slots(1)
+
+
 STORIES: list[tuple[Mutant, Callable[[Play], None]]] = [
     (MAJORITY_OF_THE_HEARD, everybody_else_is_unheard),
     (VOTES_WITHOUT_A_RECORD, a_node_that_lost_its_data_is_asked_to_confirm),
@@ -370,6 +420,9 @@ STORIES: list[tuple[Mutant, Callable[[Play], None]]] = [
     (COUNTS_BELOW_THE_LENGTH_ONLY, the_length_is_reduced),
     (FORGETS_THE_BOUND, the_length_is_reduced_after_repairs),
     (NEVER_CUTS, a_lease_is_stretched),
+    (WITHDRAWS_THE_RENEWED, a_withdrawal_comes_after_the_renewal),
+    (KEEPS_ENTRIES, a_pod_that_waits_is_late),
+    (RESTORES_BESIDES, a_pod_that_waits_is_late_while_a_node_is_away),
 ]
 SEEDS = range(20)  # in which order nodes answer, and where searches begin
 

@@ -19,7 +19,7 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
-from app.semaphore.commands import Acquire, Command, Release, Renew, Restore
+from app.semaphore.commands import Acquire, Command, Release, Renew, Restore, Withdraw
 from app.semaphore.model import Answer, Claim, Full, Grant, Granted, Outcome, Unheard, Unknown
 from sidecar.protocol import Renewal, majority
 from tests.model.node import Node
@@ -52,6 +52,12 @@ class Review:
     name: str
     length: int
     times: int = 0
+    waits: bool = False
+
+    @property
+    def token(self) -> str:
+        """That of a pod that waits."""
+        return f"{self.name}."
 
 
 @dataclass
@@ -109,6 +115,7 @@ class World:
         self.now_ms = 0
         self.reuse_tokens = False
         self.founds_anew = False
+        self.keeps_entries = False
         self.outcomes: list[Outcome] = []
         self.losses = 0  # how often a node has lost its data
         self.upheavals = 0  # how often leases have come or gone otherwise than by their tokens
@@ -173,7 +180,32 @@ class World:
 
     def begin_release(self, holder: Holder) -> None:
         holder.claimed = holder.released = True
-        self._begin(holder.sidecar, self.quorum.release(holder.token, len(self.nodes)), lambda _: None)
+        self._begin(holder.sidecar, self.quorum.release(Release(holder.token), len(self.nodes)), lambda _: None)
+
+    def begin_waiting(self, length: int) -> Review:
+        """A pod that waits is created."""
+        review = Review(str(len(self.reviews)), length, waits=True)
+        self.reviews.append(review)
+        self.excused.add(review.token)
+        return review
+
+    def waiting(self) -> list[Review]:
+        return [review for review in self.reviews if review.waits]
+
+    def begin_grant(self, actor: Actor, review: Review) -> None:
+        """Somebody asks for the slot of a pod that waits, whoever else may be about to."""
+        actor.review = None
+        actor.tokens.add(review.token)
+        claim = Claim(SEMAPHORE, review.length, RESERVATION_MS, LEASE_MS, "{}", reuses_token=not self.keeps_entries)
+        tokens = itertools.repeat(review.token)
+        steps = self.quorum.acquire(claim, len(self.nodes), tokens, self.rng, self._clock)
+        self._begin(actor, steps, lambda outcome: self._let_in(review, outcome))
+
+    def begin_withdrawal(self, actor: Actor, review: Review) -> None:
+        """Somebody takes a pod that waits for one that will never start."""
+        actor.review = None
+        actor.tokens.add(review.token)
+        self._begin(actor, self.quorum.release(Withdraw(review.token), len(self.nodes)), lambda _: None)
 
     def begin_repair(self, actor: Actor) -> None:
         actor.review, losses, lacking = None, self.losses, set(self.lacking)
@@ -293,7 +325,7 @@ class World:
         self._check_nothing_is_left()
         survivors = self._keep_alive()
         # A token that was derived twice may hold two slots, see test_stories.py.
-        if all(review.times == 1 for review in self.reviews):
+        if all(review.times == 1 or review.waits for review in self.reviews):
             self._check_granted(length, max(0, length - len(survivors)))
         self.tick(ALL_ENDED_AFTER_MS)
         self._check_granted(length, length)
@@ -327,7 +359,7 @@ class World:
 
     def _tokens(self, actor: Actor, review: Review) -> Iterator[str]:
         for attempt in itertools.count():
-            token = f"{review.name}." if self.reuse_tokens else f"{review.name}.{attempt}"
+            token = review.token if self.reuse_tokens else f"{review.name}.{attempt}"
             actor.tokens.add(token)
             yield token
 
@@ -383,6 +415,8 @@ class World:
         there = self.nodes[node]
         before, was_new = there.live_tokens(), SEMAPHORE not in there.records
         elsewhere = self._live_tokens()
+        if isinstance(command, Renew):  # a sidecar removes the reservation first
+            there.reservations.pop(command.token, None)
         answer = there.execute(command)
         if foreign := before - there.live_tokens() - actor.tokens:
             raise BrokenPromise(f"node {node}: {command} ended the leases of {foreign}")
@@ -431,6 +465,11 @@ class World:
             self._check_length(actor, outcome, review.length)
         sidecar = Actor(len(self.nodes), owes=False, tokens={outcome.token})
         self.holders.append(Holder(outcome.token, review.length, ends_ms, sidecar, review))
+
+    def _let_in(self, review: Review, outcome: Outcome) -> None:
+        if isinstance(outcome, Grant) and not any(holder.review is review for holder in self.holders):
+            sidecar = Actor(len(self.nodes), owes=False, tokens={outcome.token})
+            self.holders.append(Holder(outcome.token, review.length, 0, sidecar, review))
 
     def _renewed(self, holder: Holder, outcome: Renewal, started_ms: int) -> None:
         if outcome is Renewal.LOST:

@@ -1,7 +1,7 @@
 """What alerts and dashboard ask, put to a real Prometheus that reads a real webhook while things go well and do not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tests.harness.sidecars import sidecar
 from tests.harness.waiting import wait_for
 from tests.harness.webhook import Answer, Webhook, environ_for, pod_asking, running_webhook
 from tests.manifests.objects import walk
+from tests.monitoring import reconciler
 from tests.monitoring.objects import ALERTS, queries
 from tests.monitoring.prometheus import Prometheus, labels, prometheus
 
@@ -31,6 +32,7 @@ REASONS = {
     "AtLeastSemaphoreNodeLacksLeases",
     "AtLeastSemaphoreNothingStarts",
     "AtLeastSemaphoreHoldersOverdue",
+    "AtLeastSemaphoreReconcileErrors",
 }
 NO_REASONS = {
     "AtLeastSemaphoreWebhookAbsent",
@@ -38,6 +40,10 @@ NO_REASONS = {
     "AtLeastSemaphoreNodeClockOff",
     "AtLeastSemaphoreOverfull",
     "AtLeastSemaphoreSummedAsOther",
+    "AtLeastSemaphoreReconcilerAbsent",
+    "AtLeastSemaphoreApiServerUnheard",
+    "AtLeastSemaphorePodsWithoutLease",
+    "AtLeastSemaphoreWaitsLong",
 }
 
 
@@ -46,12 +52,13 @@ class Seen:
     """What was to be seen of the scene, when it is over."""
 
     prometheus: Prometheus
-    page: str
+    pages: Sequence[str]
 
     @property
     def labels(self) -> dict[str, set[str]]:
-        """The labels of each metric on the page."""
-        samples = [sample for family in text_string_to_metric_families(self.page) for sample in family.samples]
+        """The labels of each metric on the pages."""
+        families = [family for page in self.pages for family in text_string_to_metric_families(page)]
+        samples = [sample for family in families for sample in family.samples]
         return {
             name: {label for sample in samples if sample.name == name for label in sample.labels}
             for name in {sample.name for sample in samples}
@@ -60,11 +67,16 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(prometheus_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
-    with redis_nodes() as nodes, running_webhook(environ_for(addresses(nodes))) as webhook:
-        targets = {"webhook-x2x7l": webhook.metrics_port}
+    page = reconciler.Page()
+    with (
+        redis_nodes() as nodes,
+        running_webhook(environ_for(addresses(nodes))) as webhook,
+        reconciler.serving(page) as port,
+    ):
+        targets = {"webhook-x2x7l": webhook.metrics_port, "reconciler-8dq2m": port}
         with prometheus(prometheus_program, tmp_path_factory.mktemp("prometheus"), targets) as running:
             play(nodes, webhook, running)
-            yield Seen(running, webhook.metrics())
+            yield Seen(running, [webhook.metrics(), page.read()])
 
 
 def play(nodes: list[RedisNode], webhook: Webhook, watching: Prometheus) -> None:
@@ -116,7 +128,7 @@ def named(prometheus: Prometheus, query: str) -> dict[str, set[str]]:
     return found
 
 
-def test_queries_name_metrics_and_labels_that_are_on_the_page(seen: Seen):
+def test_queries_name_metrics_and_labels_that_are_on_the_pages(seen: Seen):
     for query in [*EXPRESSIONS.values(), *QUERIES]:
         metrics = named(seen.prometheus, query)
         assert metrics, query

@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from app.admission.annotations import GROUP
+from app.admission.injection import gate_name
 from tests.harness.nodes import RedisNode, addresses, redis_nodes
+from tests.harness.sidecars import sidecar
+from tests.harness.waiting import free_port
 from tests.harness.webhook import Answer, Webhook, environ_for, pod_asking, review_of, running_webhook
 
 
@@ -133,6 +136,29 @@ def test_a_sidecar_of_another_semaphore_is_not_believed(webhook: Webhook, key):
     assert admitted.env()["TOKEN"] != answer.env()["TOKEN"]
 
 
+def test_a_sidecar_that_knows_no_slot_is_believed_to_hold_none(webhook: Webhook, key):
+    """As that of a pod that waited has it, whose annotations were changed in a copy."""
+    admitted = webhook.ask(pod_asking(key, length=2))
+    env = admitted.container()["env"]
+    admitted.pod["spec"]["initContainers"][0]["env"] = [each for each in env if each["name"] != "SLOT"]
+
+    answer = webhook.ask(admitted.pod)
+
+    assert admitted.env()["TOKEN"] != answer.env()["TOKEN"]
+    assert "SLOT" in answer.env()
+
+
+def test_a_pod_that_does_not_wait_loses_our_gate_also_when_it_passes_through_again(webhook: Webhook, key):
+    """Nobody would lift it."""
+    admitted = webhook.ask(pod_asking(key, length=2))
+    admitted.pod["spec"]["schedulingGates"] = [{"name": gate_name("")}, {"name": "example.com/other"}]
+
+    answer = webhook.ask(admitted.pod)
+
+    assert answer.allowed
+    assert [{"name": "example.com/other"}] == answer.pod["spec"]["schedulingGates"]
+
+
 def test_a_pod_that_lost_its_annotations_loses_our_sidecar_too(webhook: Webhook, key):
     admitted = webhook.ask(pod_asking(key, length=1))
     admitted.pod["metadata"]["annotations"] = {}
@@ -204,6 +230,40 @@ def test_300_admissions_by_16_clients_for_100_slots_admit_exactly_100(webhook: W
     assert {str(slot) for slot in range(100)} == {answer.env()["SLOT"] for answer in answers if answer.allowed}
 
 
+def test_a_pod_that_waits_is_admitted_though_no_node_answers():
+    """With a gate, the holders' label and a sidecar that has a token but no slot yet."""
+    nobody = ",".join(f"127.0.0.1:{free_port()}" for _ in range(3))
+    with running_webhook(environ_for(nobody, WAITING_ALLOWED="true")) as webhook:
+        pod = pod_asking(when_full="wait", max_wait="600")
+        pod["spec"]["schedulingGates"] = [{"name": "example.com/other"}]
+
+        answer = webhook.ask(pod)
+
+        env = answer.env()
+        assert answer.allowed
+        assert [{"name": "example.com/other"}, {"name": gate_name("")}] == answer.pod["spec"]["schedulingGates"]
+        assert {f"{GROUP}/holder": "true"} == answer.pod["metadata"]["labels"]
+        assert ("batch/reports-db", "60") == (env["SEMAPHORE"], env["EXPIRATION_SECONDS"])
+        assert "SLOT" not in env
+        line = webhook.log_lines()[-1]
+        assert ("info", "waiting", True) == (line["level"], line["reason"], line["allowed"])
+        assert hashlib.sha256(env["TOKEN"].encode()).hexdigest()[:8] == line["token"]
+        assert 1.0 == webhook.verdicts()["waiting"]
+        assert env["TOKEN"] not in webhook.log()
+
+        with sidecar(answer.container()["command"], env) as started:
+            said = started.wait_for("no majority of nodes answered")
+            assert "batch/reports-db" == said["semaphore"]
+            assert "slot" not in said
+
+
+def test_a_pod_that_waits_is_refused_where_nothing_would_let_it_in(webhook: Webhook, key):
+    answer = webhook.ask(pod_asking(key, when_full="wait"))
+
+    assert (False, 400) == (answer.allowed, answer.code)
+    assert f"semaphore batch/{key}: the pod cannot wait for a slot: no reconciler is there" in answer.message
+
+
 def test_with_one_node_down_admissions_go_on():
     with redis_nodes() as nodes, running_webhook(environ_for(addresses(nodes))) as webhook:
         nodes[0].kill()
@@ -232,6 +292,10 @@ def test_without_a_majority_a_pod_is_denied_or_goes_without_a_slot_as_it_asked()
                 "denied": webhook.verdicts()["unavailable"],
                 "admitted": webhook.verdicts()["admitted_without_slot"],
             }
+
+            gated = pod_asking(when_unavailable="admit")
+            gated["spec"]["schedulingGates"] = [{"name": gate_name("")}]
+            assert [] == webhook.ask(gated).pod["spec"]["schedulingGates"], "nobody would lift our gate"
 
             for node in nodes[1:]:
                 node.start()

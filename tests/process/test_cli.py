@@ -243,7 +243,8 @@ def test_on_nodes_that_know_nothing_that_is_said():
         for command in ("holders", "semaphores"):
             ended = run(environ, command)
             assert (0, "there is no semaphore yet: no pod has asked for a slot\n") == (ended.returncode, ended.stdout)
-        assert {"holders": [], "semaphores": [], "nodes_total": 3, "nodes_unheard": {}} == run_json(environ, "holders")
+        nothing = {"holders": [], "waiting": [], "semaphores": [], "nodes_total": 3, "nodes_unheard": {}}
+        assert nothing == run_json(environ, "holders")
 
 
 def test_who_waits_for_many_semaphores_is_told_how_far_it_has_come_on_a_terminal():
@@ -422,6 +423,31 @@ def test_explain_notes_that_an_admitted_pod_needs_a_slot_of_its_own_once_more(we
 
     assert (True, "granted") == (found["allowed"], found["reason"])
     assert ["the pod has a sidecar already"] == [note.partition(",")[0] for note in found["notes"]]
+
+
+def test_explain_says_of_a_pod_that_waits_how_many_slots_are_held(webhook: Webhook, key):
+    granted(webhook, key, 1, owner="Job/first")
+    waits = json.dumps(pod_asking(key, 1, when_full="wait"))
+
+    ended = run({**webhook.environ, "WAITING_ALLOWED": "true"}, "explain", "-", "-n", "batch", stdin=waits)
+
+    assert 0 == ended.returncode
+    assert "it would be admitted, and held back by a scheduling gate until it has a slot\n" in ended.stdout
+    assert f"semaphore batch/{key}: waits for a slot; 1 of 1 slots held by Job/first (1)" in ended.stdout
+
+
+def test_explain_refuses_a_pod_that_cannot_wait_in_the_words_of_the_webhook(webhook: Webhook, key):
+    bound = pod_asking(key, 1, when_full="wait")
+    bound["spec"]["nodeName"] = "worker-1"
+    pods = [pod_asking(key, 1, when_full="wait"), bound]
+    listed = json.dumps({"kind": "List", "items": pods})
+
+    ended = run(webhook.environ, "explain", "-", "-n", "batch", "-o", "json", stdin=listed)
+    found = json.loads(ended.stdout)["pods"]
+
+    assert 1 == ended.returncode
+    assert [(False, "cannot_wait")] * 2 == [(each["allowed"], each["reason"]) for each in found]
+    assert [webhook.ask(pod).message for pod in pods] == [each["message"] for each in found]
 
 
 def test_explain_goes_by_the_namespace_of_the_object_then_by_the_option(webhook: Webhook, key):

@@ -8,13 +8,14 @@ from app.admission.annotations import (
     GROUP,
     InvalidAnnotation,
     SlotRequest,
+    WhenFull,
     WhenUnavailable,
     group,
     parse_slot_request,
 )
 
 MINIMUM = {"at-least-semaphore-pod": "true", "key": "reports-db", "length": "3", "expiration": "60"}
-NAMES = [*MINIMUM, "when-unavailable", "lenght"]
+NAMES = [*MINIMUM, "when-unavailable", "when-full", "max-wait", "lenght"]
 
 
 def annotations(**changed: str) -> dict[str, str]:
@@ -31,7 +32,7 @@ def problem_with(found: dict[str, str]) -> str:
 
 def test_a_pod_asks_with_key_length_and_expiration():
     """Without a majority of nodes it is denied, unless it says otherwise."""
-    expected = SlotRequest("reports-db", 3, 60, WhenUnavailable.DENY)
+    expected = SlotRequest("reports-db", 3, 60, WhenUnavailable.DENY, WhenFull.DENY, None)
     assert expected == parse_slot_request(annotations(), GROUP)
 
 
@@ -39,6 +40,36 @@ def test_a_pod_may_ask_to_be_admitted_without_a_majority():
     request = parse_slot_request(annotations(when_unavailable="admit"), GROUP)
     assert request is not None
     assert WhenUnavailable.ADMIT is request.when_unavailable
+
+
+@pytest.mark.parametrize(("more", "seconds"), [({}, None), ({"max_wait": "600"}, 600)], ids=["without end", "for long"])
+def test_a_pod_may_ask_to_wait(more, seconds):
+    request = parse_slot_request(annotations(when_full="wait", **more), GROUP)
+    assert request is not None
+    assert (WhenFull.WAIT, seconds) == (request.when_full, request.max_wait_seconds)
+
+
+@pytest.mark.parametrize("when_full", [{}, {"when_full": "deny"}], ids=["by default", "explicitly"])
+def test_how_long_a_pod_waits_that_does_not_wait_is_refused(when_full):
+    """It was meant to have an effect."""
+    expected = f"{GROUP}/max-wait is '600', accepted only with {GROUP}/when-full: wait"
+    assert expected == problem_with(annotations(max_wait="600", **when_full))
+
+
+def test_a_pod_that_waits_cannot_ask_to_be_admitted_without_a_majority():
+    assert problem_with(annotations(when_full="wait", when_unavailable="admit")).startswith(
+        f"{GROUP}/when-unavailable is 'admit', accepted with {GROUP}/when-full: wait is only 'deny', since"
+    )
+
+
+def test_of_annotations_that_do_not_go_together_every_problem_is_told():
+    accepted = ["is whole seconds from 1 to 2592000", f"only with {GROUP}/when-full: wait"]
+    assert [f"{GROUP}/max-wait is '0', accepted {each}" for each in accepted] == problem_with(
+        annotations(max_wait="0")
+    ).split("; ")
+    assert f"{GROUP}/when-full is 'never', accepted is 'deny' or 'wait'" == problem_with(
+        annotations(when_full="never", max_wait="60", when_unavailable="admit")
+    )
 
 
 @pytest.mark.parametrize("marker", [{}, {f"{GROUP}/at-least-semaphore-pod": "false"}], ids=["absent", "false"])
@@ -52,12 +83,15 @@ ACCEPTED = [
     *(("key", text) for text in ("a", "A.b_c-d/e0", "/", "k" * 253)),
     *(("length", text) for text in ("0", "1", "10000")),
     *(("expiration", text) for text in ("5", "86400")),
+    *(("when-full", text) for text in ("deny", "wait")),
+    *(("max-wait", text) for text in ("1", "2592000")),
 ]
 
 
 @pytest.mark.parametrize(("name", "text"), ACCEPTED)
 def test_values_up_to_the_limits_are_accepted(name, text):
-    assert parse_slot_request(annotations(**{name: text}), GROUP) is not None
+    waits = {"when-full": "wait"} if name == "max-wait" else {}
+    assert parse_slot_request(annotations(**waits, **{name: text}), GROUP) is not None
 
 
 WHOLE_NUMBERS = ["", " 1", "+6", "-6", "006", "6.0", "0x6", "1_0", "٣", "3\n", "six", "9" * 100_000]
@@ -67,12 +101,15 @@ REFUSED = [
     *(("length", text) for text in (*WHOLE_NUMBERS, "10001")),
     *(("expiration", text) for text in (*WHOLE_NUMBERS, "0", "4", "86401", "60s")),
     *(("when-unavailable", text) for text in ("", "allow", "Deny")),
+    *(("when-full", text) for text in ("", "Wait", "admit", "wait ")),
+    *(("max-wait", text) for text in (*WHOLE_NUMBERS, "0", "2592001", "1h")),
 ]
 
 
 @pytest.mark.parametrize(("name", "text"), REFUSED, ids=lambda text: ascii(text[:20]))
 def test_other_values_are_refused_and_the_annotation_is_named_in_full(name, text):
-    message = problem_with(annotations(**{name: text}))
+    waits = {"when-full": "wait"} if name == "max-wait" else {}
+    message = problem_with(annotations(**waits, **{name: text}))
     assert message.startswith(f"{GROUP}/{name} is '")
     assert message.isprintable()
     assert len(message) < 250
@@ -94,7 +131,7 @@ def test_a_misspelt_annotation_is_not_ignored():
     """Who writes when-unavailible would otherwise learn in the outage that it has no effect."""
     expected = (
         f"{GROUP}/when-unavailible is 'admit', but known are only "
-        "at-least-semaphore-pod, key, length, expiration, when-unavailable"
+        "at-least-semaphore-pod, key, length, expiration, when-unavailable, when-full, max-wait"
     )
     assert expected == problem_with(annotations(when_unavailible="admit"))
 
@@ -125,7 +162,7 @@ def test_installations_with_different_variants_do_not_read_each_others_annotatio
     assert parse_slot_request(annotations(), group("blue")) is None
 
 
-TEXT = st.sampled_from(["true", "3", "60", "admit"]) | st.text() | st.from_regex(r"\d+")
+TEXT = st.sampled_from(["true", "3", "60", "admit", "wait"]) | st.text() | st.from_regex(r"\d+")
 OURS = st.sampled_from([f"{GROUP}/{name}" for name in NAMES])
 
 
@@ -144,3 +181,6 @@ def test_any_annotations_are_either_invalid_or_understood(found, asks):
         assert 0 <= request.length <= 10_000
         assert 5 <= request.expiration_seconds <= 86_400
         assert 1 <= len(request.key) <= 253
+        assert request.max_wait_seconds is None or 1 <= request.max_wait_seconds <= 2_592_000
+        assert request.max_wait_seconds is None or request.when_full is WhenFull.WAIT
+        assert request.when_unavailable is WhenUnavailable.DENY or request.when_full is WhenFull.DENY

@@ -2,7 +2,8 @@
 
 A case gives `pod`, and either `out`, the pod that comes out, or `error`, the exact message. `variant`, `mode`,
 `username` and `password` are settings of the installation. In `out`, THE SIDECAR stands for the container that
-`plain_pod.yaml` and `container_mode.yaml` spell out; `THE SIDECAR: {…}` for one that differs in the given fields.
+`plain_pod.yaml` and `container_mode.yaml` spell out, THE WAITING SIDECAR for that of `waiting_pod.yaml`;
+`THE SIDECAR: {…}` for one that differs in the given fields.
 """
 
 from pathlib import Path
@@ -12,8 +13,8 @@ import jsonpatch
 import pytest
 import yaml
 
-from app.admission.annotations import InvalidAnnotation, group, parse_slot_request
-from app.admission.injection import Sidecar, container_name, inject, remove
+from app.admission.annotations import InvalidAnnotation, WhenFull, group, parse_slot_request
+from app.admission.injection import Sidecar, container_name, gate_name, inject, remove
 from app.admission.review import Malformed, parse_review
 from app.settings import Settings
 from sidecar.protocol import Mode
@@ -32,12 +33,15 @@ SPELLED_OUT = {
     "native": load("plain_pod")["out"]["spec"]["initContainers"][0],
     "container": load("container_mode")["out"]["spec"]["containers"][-1],
 }
+WAITING = load("waiting_pod")["out"]["spec"]["initContainers"][0]
 
 
 def filled_in(container: Any, mode: str) -> Any:
     """The container that is meant, where the placeholder stands for it."""
     if container == PLACEHOLDER:
         return SPELLED_OUT[mode]
+    if container == "THE WAITING SIDECAR":
+        return WAITING
     return {**SPELLED_OUT[mode], **container[PLACEHOLDER]} if PLACEHOLDER in container else container
 
 
@@ -61,11 +65,11 @@ def read(pod: Any) -> Any:
 
 
 def patch_of(case: dict[str, Any]) -> str:
-    """The patch when the pod is granted slot 2 for what it asks, or of a removal when it asks for nothing."""
+    """The patch when the pod is granted slot 2 for what it asks or waits, or of a removal when it asks for nothing."""
     review, variant = read(case["pod"]), case.get("variant", "")
     request = parse_slot_request(review.annotations, group(variant))
     if request is None:
-        return remove(review.pod, container_name(variant))
+        return remove(review.pod, container_name(variant), gate_name(variant))
     return inject(
         review.pod,
         Sidecar(
@@ -79,7 +83,7 @@ def patch_of(case: dict[str, Any]) -> str:
             limits=DEFAULTS.sidecar_limits,
         ),
         semaphore=f"{review.namespace}/{request.key}",
-        slot=2,
+        slot=None if request.when_full is WhenFull.WAIT else 2,
         token="0123456789abcdef" * 2,
         expiration_seconds=request.expiration_seconds,
     )

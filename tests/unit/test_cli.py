@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from app.admission.annotations import SlotRequest, WhenUnavailable
+from app.admission.annotations import SlotRequest, WhenFull, WhenUnavailable
 from app.admission.holder import describe
 from app.admission.review import Reason
 from app.cli.desk import Wrong, parse_semaphore
@@ -27,6 +27,9 @@ def slot(number: int = 0, *, left_ms: int = 50_000, unclaimed_ms: int = 0, nodes
     return Slot(number, Lease(TOKEN, left_ms, unclaimed_ms, json.dumps(told)), frozenset(range(nodes)))
 
 
+HOLDER = slot().lease.holder
+
+
 def state(*held: Slot, length: int = 3, unconfirmed: tuple[Slot, ...] = (), records: int = 3) -> State:
     return State("batch/db", length, held, unconfirmed, records, {})
 
@@ -35,8 +38,12 @@ def overview_of(*states: State, unreadable: tuple[str, ...] = (), unheard: int =
     return Overview(states, unreadable, {}, dict.fromkeys(range(unheard), "Connection refused"))
 
 
-def asking(length: int, when_unavailable: WhenUnavailable = WhenUnavailable.DENY) -> SlotRequest:
-    return SlotRequest("db", length, 60, when_unavailable)
+def asking(
+    length: int,
+    when_unavailable: WhenUnavailable = WhenUnavailable.DENY,
+    when_full: WhenFull = WhenFull.DENY,
+) -> SlotRequest:
+    return SlotRequest("db", length, 60, when_unavailable, when_full)
 
 
 # How things look ------------------------------------------------------------------------------------------
@@ -211,6 +218,32 @@ def test_without_a_majority_it_is_as_the_pod_says(expected, when_unavailable, ov
 
 def test_what_the_next_admission_mends_first_cannot_be_foreseen():
     assert foresee(asking(3), "batch/db", overview_of(unreadable=("batch/db",)), 3) is None
+
+
+@pytest.mark.parametrize(
+    ("overview", "told"),
+    [
+        (overview_of(), "0 of 3 slots held"),
+        (overview_of(state(slot(0), slot(1))), "2 of 3 slots held by Job/nightly (2)"),
+        (overview_of(state(slot(0), slot(1), slot(2, unclaimed_ms=5))), describe(3, 3, [HOLDER] * 3, 1)),
+        (overview_of(unheard=2), "how many are held is not known, since fewer than 2 of 3 nodes answered"),
+        (
+            overview_of(unreadable=("batch/db",), unheard=1),
+            "how many are held is not known, since fewer than 2 of 3 nodes know it",
+        ),
+        (
+            overview_of(unreadable=("batch/db",)),
+            "how many are held is not known, since fewer than 2 of 3 nodes know it",
+        ),
+    ],
+    ids=["new", "free", "full", "no majority", "known to few", "known to few of all"],
+)
+def test_a_pod_that_waits_is_admitted_whatever_is_known_of_its_semaphore(overview, told):
+    verdict = foresee(asking(3, when_full=WhenFull.WAIT), "batch/db", overview, 3)
+
+    assert verdict
+    assert (True, Reason.WAITING) == (verdict.allowed, verdict.reason)
+    assert f"semaphore batch/db: waits for a slot; {told}" == verdict.message
 
 
 def test_another_length_than_that_of_the_last_pod_is_noted():

@@ -8,7 +8,7 @@ import yaml
 
 from app.admission import annotations, injection
 from app.admission.annotations import GROUP
-from app.cli.pods import HOLDER, MARKER, TEMPLATES, Unreadable, mistakes, sources_in
+from app.cli.pods import HOLDER, MARKER, TEMPLATES, WAITED_TOO_LONG, Unreadable, mistakes, sources_in
 from sidecar.protocol import Mode
 from tests.harness.webhook import annotations_asking, pod_asking
 
@@ -132,11 +132,11 @@ def test_a_marker_that_says_no_is_told_of_if_there_is_more():
     )
 
 
-def test_labels_instead_of_annotations_are_found_and_the_label_of_holders_is_none():
+def test_labels_instead_of_annotations_are_found_and_those_that_are_ours_are_none():
     (found,) = mistakes_in(deployment(labels=ASKING))
 
     assert "stand among the labels" in found
-    assert [] == mistakes_in(deployment(labels={f"{GROUP}/{HOLDER}": "true"}))
+    assert [] == mistakes_in(deployment(labels={f"{GROUP}/{name}": "true" for name in (HOLDER, WAITED_TOO_LONG)}))
 
 
 def test_annotations_of_a_similar_group_are_found():

@@ -1,12 +1,28 @@
 """The wire form of what is asked of a node. What the scripts do with it: tests/integration/test_scripts.py."""
 
+from dataclasses import replace
+
 import pytest
 
-from app.semaphore.commands import Acquire, Command, Read, Release, Renew, Restore, Unclaimed, load_scripts
-from app.semaphore.model import Claim, Full, Granted, Lease, Record, Taken, Unknown
+from app.semaphore.commands import (
+    Acquire,
+    Collect,
+    Command,
+    Prolong,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Unclaimed,
+    Vacant,
+    Withdraw,
+    load_scripts,
+)
+from app.semaphore.model import Claim, Full, Granted, Lease, Record, Standing, Taken, Unknown, Vacancies
 from sidecar.protocol import Keys
 
-SHA = {name: f"sha-of-{name}" for name in ("acquire", "read", "restore", "survey", "unclaimed")}
+SCRIPTS = ("acquire", "collect", "prolong", "read", "restore", "survey", "unclaimed", "vacant", "withdraw")
+SHA = {name: f"sha-of-{name}" for name in SCRIPTS}
 CLAIM = Claim("batch/reports-db", 3, 60_000, 90_000, '{"owner":"Job/a"}')
 
 
@@ -21,6 +37,10 @@ def test_every_key_carries_the_variant(variant):
         Acquire(CLAIM, "t"),
         Renew("t", 1),
         Release("t"),
+        Withdraw("t"),
+        Prolong("t", 1),
+        Vacant({CLAIM.semaphore: 3}),
+        Collect(CLAIM.semaphore, 60, removing=True),
         Unclaimed(CLAIM.semaphore, 0, "t"),
         Read(CLAIM.semaphore),
         Restore(CLAIM.semaphore, True, Record(3, 90_000, {})),
@@ -36,13 +56,19 @@ def test_any_slot_is_asked_for_with_a_start():
     words = Acquire(CLAIM, "t", start=2).words(Keys(), SHA)
 
     assert ("EVALSHA", "sha-of-acquire", 3, "slots:batch/reports-db", "lease:t", "reservation:t") == words[:6]
-    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 0, -1, 2) == words[6:]
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 0, -1, 2, 0) == words[6:]
 
 
 def test_slot_0_is_asked_for_exactly_and_not_taken_for_none():
     words = Acquire(CLAIM, "t", slot=0, found=True).words(Keys(), SHA)
 
-    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 1, 0, 0) == words[6:]
+    assert ("t", 3, 60_000, '{"owner":"Job/a"}', 90_000, 1, 0, 0, 0) == words[6:]
+
+
+def test_it_is_said_of_a_token_that_it_may_have_had_a_slot_before():
+    words = Acquire(replace(CLAIM, reuses_token=True), "t", start=2).words(Keys(), SHA)
+
+    assert (-1, 2, 1) == words[-3:]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +90,14 @@ def test_replies_to_an_acquire(reply, expected):
 @pytest.mark.parametrize(("reply", "expected"), [(0, False), (1, True), (2, True)])
 def test_replies_to_a_renewal_and_a_release(command, reply, expected):
     assert expected is command.answer(reply)
+
+
+def test_replies_to_a_prolongation():
+    assert [Standing.LOST, Standing.RESERVED, Standing.CLAIMED] == [Prolong("t", 1).answer(reply) for reply in range(3)]
+
+
+def test_semaphores_with_room_go_by_their_numbers():
+    assert Vacancies(frozenset(["a/b", "a/d"])) == Vacant({"a/b": 1, "a/c": 1, "a/d": 1}).answer([1, 3])
 
 
 def test_a_record_without_a_live_lease_is_not_the_same_as_none():

@@ -28,6 +28,7 @@ Name or service not known
 NotReady
 ProgressDeadlineExceeded
 ReplicaFailure
+SchedulingGated
 Startup probe failed
 WRONGPASS
 Waiting for deployment … rollout to finish

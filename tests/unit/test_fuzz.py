@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from app import create_app
 from app.admission.annotations import GROUP, InvalidAnnotation, SlotRequest, parse_slot_request
-from app.admission.injection import Sidecar, carried, container_name, has_sidecar, inject, remove
+from app.admission.injection import Sidecar, carried, container_name, gate_name, has_sidecar, inject, remove
 from app.admission.review import parse_review
 from app.settings import Settings
 from sidecar.protocol import Mode
@@ -26,6 +26,7 @@ from tests.harness.waiting import free_port
 from tests.harness.webhook import pod_asking, review_of
 
 NAME = container_name("")
+GATE = gate_name("")
 TOKEN = "0123456789abcdef" * 2
 bounded = settings(
     max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -273,7 +274,7 @@ def test_an_injection_applies_to_any_pod_and_changes_nothing_else(pod, mode):
 @bounded
 @given(pod=PODS)
 def test_a_removal_applies_to_any_pod_and_changes_nothing_else(pod):
-    patched = jsonpatch.apply_patch(pod, remove(pod, NAME))
+    patched = jsonpatch.apply_patch(pod, remove(pod, NAME, GATE))
 
     assert [] == ours_in(patched)
     assert not has_sidecar(patched, NAME)
@@ -292,9 +293,11 @@ ACCEPTED = {
     "length": lambda text: text in map(str, range(10_001)),
     "expiration": lambda text: text in map(str, range(5, 86_401)),
     "when-unavailable": lambda text: text in ("deny", "admit"),
+    "when-full": lambda text: text in ("deny", "wait"),
+    "max-wait": lambda text: text in map(str, range(1, 2_592_001)),
 }
 VALUES_OF_OURS = TEXT | st.sampled_from(
-    ["true", "deny", "admit", "a/b", "5", "10000", "86400", "05", "5\n", "٣", "k" * 254]
+    ["true", "deny", "admit", "wait", "a/b", "5", "10000", "86400", "05", "5\n", "٣", "k" * 254]
 )
 
 
@@ -311,6 +314,10 @@ def test_annotations_are_understood_or_each_that_is_wrong_is_named(found, comple
     wrong = {
         name for name in found if name not in ACCEPTED or not ACCEPTED[name](found[name])
     } | required - found.keys()
+    if "max-wait" in found and found.get("when-full", "deny") == "deny":
+        wrong.add("max-wait")
+    if found.get("when-full") == "wait" and found.get("when-unavailable") == "admit":
+        wrong.add("when-unavailable")
     asks = found.get("at-least-semaphore-pod", "false") != "false"
     try:
         request = parse_slot_request({f"{GROUP}/{name}": text for name, text in found.items()}, GROUP)

@@ -13,11 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admission.annotations import group
-from app.admission.injection import Carried, Sidecar, carried, container_name, has_sidecar, inject, remove
+from app.admission.injection import (
+    Carried,
+    Sidecar,
+    carried,
+    container_name,
+    gate_name,
+    has_gate,
+    has_sidecar,
+    inject,
+    remove,
+)
 from sidecar.protocol import Mode, Variable
 
 NAME = container_name("")
 LABEL = f"{group('')}/holder"
+GATE = gate_name("")
 TOKEN = "0123456789abcdef" * 2
 ADDRESSES = "redis-0.redis:6379,redis-1.redis:6379,redis-2.redis:6379"
 
@@ -30,12 +41,16 @@ def pod_of(containers: list[Any], inits: list[Any] | None = None) -> dict[str, A
     return {"metadata": {}, "spec": {"containers": containers, "initContainers": inits}}
 
 
-def patch_for(pod: Any, sidecar: Sidecar) -> str:
-    return inject(pod, sidecar, semaphore="batch/reports-db", slot=2, token=TOKEN, expiration_seconds=60)
+def patch_for(pod: Any, sidecar: Sidecar, slot: int | None = 2) -> str:
+    return inject(pod, sidecar, semaphore="batch/reports-db", slot=slot, token=TOKEN, expiration_seconds=60)
 
 
-def injected(pod: Any, sidecar: Sidecar) -> Any:
-    return jsonpatch.apply_patch(pod, patch_for(pod, sidecar))
+def injected(pod: Any, sidecar: Sidecar, slot: int | None = 2) -> Any:
+    return jsonpatch.apply_patch(pod, patch_for(pod, sidecar, slot))
+
+
+def gates(pod: Any) -> list[str]:
+    return [gate["name"] for gate in pod["spec"].get("schedulingGates") or []]
 
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
@@ -54,10 +69,19 @@ CONTAINERS = st.lists(
     max_size=5,
 )
 LABELS = st.dictionaries(st.sampled_from([LABEL, "app", "a/b~c"]), st.text(max_size=5))
+GATES = st.lists(
+    st.fixed_dictionaries({"name": st.sampled_from([GATE, "kueue.x-k8s.io/admission", gate_name("blue")])})
+)
 PODS = st.fixed_dictionaries(
-    {"spec": st.fixed_dictionaries({"containers": CONTAINERS}, optional={"initContainers": st.none() | CONTAINERS})},
+    {
+        "spec": st.fixed_dictionaries(
+            {"containers": CONTAINERS},
+            optional={"initContainers": st.none() | CONTAINERS, "schedulingGates": st.none() | GATES},
+        )
+    },
     optional={"metadata": st.none() | st.fixed_dictionaries({}, optional={"labels": st.none() | LABELS})},
 )
+SLOTS = st.sampled_from([2, None])  # None: the pod waits for one
 
 
 def without_ours(pod: dict[str, Any]) -> Any:
@@ -65,39 +89,56 @@ def without_ours(pod: dict[str, Any]) -> Any:
     bare = copy.deepcopy(pod)
     for where in ("containers", "initContainers"):
         bare["spec"][where] = [each for each in bare["spec"].get(where) or [] if each["name"] != NAME]
+    bare["spec"]["schedulingGates"] = [gate for gate in gates(bare) if gate != GATE]
     labels = (bare.get("metadata") or {}).get("labels") or {}
     bare["metadata"] = {"labels": {name: text for name, text in labels.items() if name != LABEL}}
     return bare
 
 
-@given(PODS, st.sampled_from(Mode))
-def test_an_injection_applies_to_its_pod_and_touches_nothing_else(pod, mode):
+@given(PODS, st.sampled_from(Mode), SLOTS)
+def test_an_injection_applies_to_its_pod_and_touches_nothing_else(pod, mode, slot):
     """Afterwards there is one container of our name, and it is the one that carries the token."""
-    after = injected(pod, shared(mode))
+    after = injected(pod, shared(mode), slot)
     assert without_ours(pod) == without_ours(after)
-    assert Carried(TOKEN, "batch/reports-db", 2) == carried(after, NAME)
+    assert Carried(TOKEN, "batch/reports-db", slot) == carried(after, NAME)
     assert "true" == after["metadata"]["labels"][LABEL]
 
 
-@given(PODS, st.sampled_from(Mode))
-def test_a_second_injection_replaces_the_first(pod, mode):
-    once = injected(pod, shared(mode))
-    assert once == injected(once, shared(mode))
+@given(PODS, SLOTS)
+def test_a_pod_has_our_gate_once_if_it_waits_and_else_not_at_all(pod, slot):
+    """Nobody would lift that of a pod that does not wait."""
+    after = injected(pod, shared(), slot)
+    assert (0 if slot is not None else 1) == gates(after).count(GATE)
+    assert has_gate(after, GATE) == (slot is None)
+
+
+@given(PODS, st.sampled_from(Mode), SLOTS)
+def test_a_second_injection_replaces_the_first(pod, mode, slot):
+    once = injected(pod, shared(mode), slot)
+    assert once == injected(once, shared(mode), slot)
 
 
 @given(PODS)
 def test_a_removal_applies_to_its_pod_and_takes_only_what_bears_our_name(pod):
-    after = jsonpatch.apply_patch(pod, remove(pod, NAME))
+    after = jsonpatch.apply_patch(pod, remove(pod, NAME, GATE))
     assert not has_sidecar(after, NAME)
+    assert not has_gate(after, GATE)
     assert without_ours(pod) == without_ours(after)
     assert pod.get("metadata") == after.get("metadata")
 
 
+@pytest.mark.parametrize("slot", [2, None], ids=["with a slot", "waiting"])
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("inits", [None, [], [{"name": "setup"}]])
-def test_on_a_plain_pod_there_are_only_additions(mode, inits):
+def test_on_a_plain_pod_there_are_only_additions(mode, inits, slot):
     pod = pod_of([{"name": "app"}], inits)
-    assert {"add"} == {operation["op"] for operation in json.loads(patch_for(pod, shared(mode)))}
+    assert {"add"} == {operation["op"] for operation in json.loads(patch_for(pod, shared(mode), slot))}
+
+
+def test_a_sidecar_whose_pod_waits_is_told_no_slot():
+    """Whatever it might say would be wrong by the time it starts."""
+    container = injected(pod_of([{"name": "app"}]), shared(), slot=None)["spec"]["initContainers"][0]
+    assert Variable.SLOT not in environment(container)
 
 
 def test_a_native_sidecar_stands_first_of_all():
@@ -151,6 +192,13 @@ def test_names_fit_with_the_longest_variant():
     assert "blue-at-least-semaphore-sidecar" == container_name("blue")
 
 
+def test_the_gate_is_a_name_that_kubernetes_accepts():
+    """A qualified name: a DNS subdomain of at most 253 characters and a part of at most 63 behind a slash."""
+    assert f"{group('')}/slot" == gate_name("")
+    assert f"blue.{group('')}/slot" == gate_name("blue")
+    assert len(gate_name("v" * 20).partition("/")[0]) <= 253
+
+
 CLAIM = {"TOKEN": TOKEN, "SEMAPHORE": "batch/reports-db", "SLOT": "2"}
 
 
@@ -163,6 +211,12 @@ def claiming(**changed: object) -> dict[str, Any]:
 def test_a_sidecar_in_its_place_makes_a_claim():
     assert Carried(TOKEN, "batch/reports-db", 2) == carried(pod_of([], [claiming()]), NAME)
     assert Carried(TOKEN, "batch/reports-db", 2) == carried(pod_of([{"name": "app"}, claiming()]), NAME)
+
+
+def test_a_sidecar_without_a_slot_makes_the_claim_of_one_that_waits():
+    waiting = claiming()
+    waiting["env"] = [each for each in waiting["env"] if each["name"] != "SLOT"]
+    assert Carried(TOKEN, "batch/reports-db", None) == carried(pod_of([], [waiting]), NAME)
 
 
 @pytest.mark.parametrize(

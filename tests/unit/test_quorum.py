@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from app.semaphore import quorum
-from app.semaphore.commands import Acquire, Read, Release, Renew, Restore, Unclaimed
+from app.semaphore.commands import (
+    Acquire,
+    Collect,
+    Prolong,
+    Read,
+    Release,
+    Renew,
+    Restore,
+    Unclaimed,
+    Vacant,
+    Withdraw,
+)
 from app.semaphore.model import (
     Answer,
     Claim,
@@ -18,10 +29,12 @@ from app.semaphore.model import (
     Granted,
     Lease,
     Record,
+    Standing,
     Taken,
     Unavailable,
     Unheard,
     Unknown,
+    Vacancies,
 )
 from sidecar.protocol import Renewal, majority
 
@@ -58,9 +71,13 @@ class Play:
     def answer_all(self, answer: Answer) -> None:
         self.answer(dict.fromkeys(self.asked, answer))
 
-    def pass_releases(self, attempt: str) -> None:
-        """Whatever is not granted is released everywhere, and nobody waits for it."""
-        assert dict.fromkeys(self.nodes, Release(attempt)) == self.asked
+    def pass_withdrawals(self, attempt: str) -> None:
+        """Whatever is not granted is withdrawn."""
+        self.pass_releases(Withdraw(attempt))
+
+    def pass_releases(self, release: Release) -> None:
+        """It goes everywhere, and nobody waits for it."""
+        assert dict.fromkeys(self.nodes, release) == self.asked
         assert self.step.enough({})
         self.answer_all(SILENT)
 
@@ -96,7 +113,7 @@ class Admission(Play):
         """A try that the first node asked grants and the others deny, and a repair that stops; gives the pause."""
         self.answer({self.sequencer: Granted(slot)})
         self.answer_all(Taken())
-        self.pass_releases(attempt)
+        self.pass_withdrawals(attempt)
         assert dict.fromkeys(self.nodes, Read("batch/reports-db")) == self.asked
         self.answer({node: record({0: f"of-{node}"}) for node in self.nodes})
         return self.pass_pause()
@@ -165,7 +182,7 @@ def test_votes_are_a_majority_of_all_configured_nodes(nodes):
         if votes >= needed:
             assert Grant(0, "t0") == admission.outcome
         else:
-            admission.pass_releases("t0")
+            admission.pass_withdrawals("t0")
             assert isinstance(admission.outcome, Unavailable)
 
 
@@ -186,7 +203,7 @@ def test_another_slot_than_the_one_picked_is_no_vote():
     admission.answer({0: Granted(2)})
     admission.answer({1: Granted(1), 2: Granted(1)})
 
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
 
 def test_a_try_without_a_majority_is_released_everywhere_and_repeated_with_a_new_token():
@@ -212,7 +229,7 @@ def test_what_a_node_said_in_any_try_is_told_in_the_end():
     """It may refuse to write, and answer what is only read, with which the last try may end."""
     admission = Admission(length=100)
     admission.answer({0: Unheard("NOPERM")})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
     admission.pass_pause()
     for tried in range(1, quorum.TRIES):
         admission.fail(slot=tried, attempt=f"t{tried}")
@@ -228,7 +245,7 @@ def test_from_the_third_try_on_a_node_picks_that_said_that_the_slot_was_taken():
         sequencers.append(admission.sequencer)
         admission.answer({admission.sequencer: Granted(tried)})
         admission.answer({node: Taken() if node == doubter else SILENT for node in admission.asked})
-        admission.pass_releases(f"t{tried}")
+        admission.pass_withdrawals(f"t{tried}")
         admission.answer_all(SILENT)
         admission.pass_pause()
 
@@ -241,7 +258,7 @@ def test_a_slot_that_only_lacks_votes_makes_nobody_else_pick():
     for tried in range(3):
         admission.answer({0: Granted(tried)})
         admission.answer({1: Unknown(), 2: SILENT})
-        admission.pass_releases(f"t{tried}")
+        admission.pass_withdrawals(f"t{tried}")
         admission.answer({0: record(), 1: Unknown(), 2: SILENT})
         admission.pass_pause()
 
@@ -253,7 +270,7 @@ def test_where_nobody_can_be_told_of_the_semaphore_it_is_said_why():
     for tried in range(quorum.TRIES):
         admission.answer({0: Granted(0)})
         admission.answer({1: Unknown(), 2: PASSED_OVER})
-        admission.pass_releases(f"t{tried}")
+        admission.pass_withdrawals(f"t{tried}")
         admission.answer({0: record(), 1: Unknown(), 2: PASSED_OVER})
         admission.pass_pause()
 
@@ -278,7 +295,7 @@ def test_a_silent_node_spends_the_token():
     """It may yet grant a slot of its own choosing; the token would hold that one besides the one of the others."""
     admission = Admission(length=2)
     admission.answer({0: SILENT})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
     admission.pass_pause()
 
     assert {0: "t1"} == {node: command.token for node, command in admission.asked.items()}
@@ -291,7 +308,7 @@ def test_a_silent_node_spends_the_token():
 def test_a_refusal_after_a_silent_node_leaves_nothing_with_that_node():
     admission = Admission()
     admission.answer({0: SILENT})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
     admission.pass_pause()
     admission.answer({0: PASSED_OVER})
     admission.answer({1: Full(1, (), 0)})
@@ -307,7 +324,7 @@ def test_without_a_majority_that_answers_the_semaphore_is_unavailable(nodes):
     for node in range(lost):
         assert [node] == list(admission.asked)
         admission.answer({node: PASSED_OVER})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
     expected = f"fewer than {majority(nodes)} of {nodes} nodes answered"
     assert Unavailable(expected, dict.fromkeys(range(lost), PASSED_OVER.why)) == admission.outcome
@@ -317,7 +334,7 @@ def test_a_majority_that_falls_silent_while_confirming_makes_it_unavailable():
     admission = Admission()
     admission.answer({0: Granted(0)})
     admission.answer({1: SILENT, 2: SILENT})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
     assert Unavailable("fewer than 2 of 3 nodes answered", {1: SILENT.why, 2: SILENT.why}) == admission.outcome
 
@@ -327,12 +344,12 @@ def test_who_finds_a_node_silent_tries_again_with_those_that_were_passed_over():
     admission = Admission()
     admission.answer({0: Granted(0)})
     admission.answer({1: PASSED_OVER, 2: SILENT})
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
     admission.pass_pause()
 
     admission.answer({0: Granted(0)})
     admission.answer({1: PASSED_OVER, 2: PASSED_OVER})
-    admission.pass_releases("t1")
+    admission.pass_withdrawals("t1")
     assert isinstance(admission.outcome, Unavailable)
 
 
@@ -370,7 +387,7 @@ def test_a_majority_that_knows_nothing_founds_nothing_where_anybody_has_a_record
     assert {} == admission.asked
     admission.answer({})
 
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
     assert dict.fromkeys(range(3), Read("batch/reports-db")) == admission.asked
 
 
@@ -380,7 +397,7 @@ def test_one_node_that_knows_nothing_founds_nothing_where_no_majority_answers():
     admission.answer({1: PASSED_OVER})
     admission.answer({2: PASSED_OVER})
 
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
 
 def test_a_node_that_does_not_answer_whether_it_has_a_record_delays_the_founding():
@@ -389,7 +406,7 @@ def test_a_node_that_does_not_answer_whether_it_has_a_record_delays_the_founding
     admission.answer({1: Unknown()})
     admission.answer({2: SILENT})
 
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
 
 def test_a_founder_that_was_overtaken_takes_what_is_left():
@@ -408,7 +425,7 @@ def test_a_founder_that_falls_silent_spends_the_token():
         admission.answer({node: Unknown()})
     admission.answer({0: SILENT})
 
-    admission.pass_releases("t0")
+    admission.pass_withdrawals("t0")
 
 
 # Repair within an admission -----------------------------------------------------------------------------
@@ -560,7 +577,7 @@ def test_a_lease_is_kept_when_a_majority_has_prolonged_it(nodes):
 def test_a_lease_that_a_majority_has_lost_is_ended_on_the_others_too(nodes):
     play = Play(quorum.renew("a", 30_000, nodes), nodes)
     play.answer({node: node >= majority(nodes) for node in range(nodes)})
-    play.pass_releases("a")
+    play.pass_releases(Release("a"))
 
     assert Renewal.LOST is play.outcome
 
@@ -585,12 +602,82 @@ def test_too_few_answers_to_a_renewal_say_neither(answers):
 
 @pytest.mark.parametrize(("heard", "expected"), [(3, True), (2, True), (1, False), (0, False)])
 def test_a_release_goes_to_all_nodes_and_says_whether_a_majority_has_answered(heard, expected):
-    play = Play(quorum.release("a", 3))
+    play = Play(quorum.release(Release("a"), 3))
     assert dict.fromkeys(range(3), Release("a")) == play.asked
     assert not play.step.enough({0: True, 1: True})
     play.answer({node: False if node < heard else SILENT for node in range(3)})
 
     assert expected is play.outcome
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([Standing.RESERVED] * 3, Standing.RESERVED),
+        ([Standing.RESERVED, Standing.RESERVED, Standing.LOST], Standing.RESERVED),
+        ([Standing.RESERVED, Standing.CLAIMED, SILENT], Standing.CLAIMED),
+        ([Standing.RESERVED, Standing.LOST, Standing.LOST], Standing.LOST),
+        ([SILENT, Standing.LOST, Standing.LOST], Standing.LOST),
+        ([Standing.RESERVED, Standing.LOST, SILENT], Standing.UNKNOWN),
+        ([Standing.RESERVED, PASSED_OVER, SILENT], Standing.UNKNOWN),
+        ([SILENT] * 3, Standing.UNKNOWN),
+    ],
+)
+def test_how_a_reservation_stands_a_majority_says(answers, expected):
+    play = Play(quorum.prolong("a", 9000, 3))
+    assert dict.fromkeys(range(3), Prolong("a", 9000)) == play.asked
+    assert not play.step.enough({0: Standing.RESERVED, 1: Standing.RESERVED})
+    play.answer(dict(enumerate(answers)))
+
+    assert expected is play.outcome
+
+
+def test_who_waits_asks_the_first_node_that_answers():
+    play = Play(quorum.vacant({"a/a": 1, "a/b": 2}, 3))
+    assert {0: Vacant({"a/a": 1, "a/b": 2})} == play.asked
+    play.answer_all(PASSED_OVER)
+    assert [1] == list(play.asked)
+    play.answer_all(Vacancies(frozenset(["a/b"])))
+
+    assert {"a/b"} == play.outcome
+
+
+def test_where_no_node_answers_it_is_not_known_who_may_be_let_in():
+    play = Play(quorum.vacant({"a/a": 1}, 3))
+    for node in range(3):
+        assert [node] == list(play.asked)
+        play.answer_all(SILENT)
+
+    assert play.outcome is None
+
+
+def test_no_more_semaphores_are_asked_for_at_once_than_a_node_can_look_at():
+    play = Play(quorum.vacant({"a/a": 600, "a/b": 400, "a/c": 1, "a/d": 5000}, 3))
+    asked = []
+    while play.step:
+        asked.append(play.asked[0].lengths)
+        play.answer_all(Vacancies(frozenset(asked[-1])))
+
+    assert [{"a/a": 600, "a/b": 400}, {"a/c": 1}, {"a/d": 5000}] == asked
+    assert {"a/a", "a/b", "a/c", "a/d"} == play.outcome
+
+
+def test_a_record_is_removed_once_all_nodes_have_said_that_it_can_go():
+    play = Play(quorum.collect("a/a", 60, 3))
+    assert dict.fromkeys(range(3), Collect("a/a", 60, removing=False)) == play.asked
+    play.answer_all(True)
+    assert dict.fromkeys(range(3), Collect("a/a", 60, removing=True)) == play.asked
+    play.answer_all(True)
+
+    assert play.outcome is True
+
+
+@pytest.mark.parametrize("other", [False, SILENT, PASSED_OVER])
+def test_a_record_stays_where_one_node_does_not_say_that_it_can_go(other):
+    play = Play(quorum.collect("a/a", 60, 3))
+    play.answer({0: True, 1: True, 2: other})
+
+    assert play.outcome is False
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admission.holder import holder_of
-from app.admission.injection import Sidecar, carried, container_name, has_sidecar, inject, remove
+from app.admission.injection import (
+    Sidecar,
+    carried,
+    container_name,
+    gate_name,
+    has_gate,
+    has_sidecar,
+    inject,
+    remove,
+)
 from app.admission.review import Malformed, Reason, Review, Verdict, parse_review, respond
 from sidecar.protocol import Mode
 
@@ -28,6 +38,8 @@ POD = {
     "spec": {
         "initContainers": [{"name": container_name(""), "env": [{"name": "TOKEN", "value": "a"}]}],
         "containers": [{"name": "app", "env": [{"name": "A", "value": "b"}]}],
+        "schedulingGates": [{"name": gate_name("")}],
+        "nodeName": "worker-1",
     },
 }
 
@@ -107,7 +119,8 @@ def test_all_but_the_creation_of_a_pod_is_a_review_without_one(request_):
 @pytest.mark.parametrize("absent", [{}, {"annotations": None, "labels": None, "ownerReferences": None}, None])
 def test_null_is_absent(absent):
     """Go's encoder writes null for what is empty, and reads it as absent."""
-    pod = {"metadata": absent, "spec": {"initContainers": None, "containers": [{"name": "app", "env": None}]}}
+    empty = {"initContainers": None, "schedulingGates": None, "nodeName": None}
+    pod = {"metadata": absent, "spec": {**empty, "containers": [{"name": "app", "env": None}]}}
     assert pod == parse_review(review_of(pod)).pod
     assert {} == parse_review(review_of(pod)).annotations
 
@@ -181,6 +194,22 @@ REQUEST_ERRORS = [
         [{"name": 1.5}],
         "request.object.spec.containers[0].env[0].name is a number, accepted is a string",
     ),
+    (
+        ("object", "spec", "schedulingGates"),
+        {"name": "a"},
+        "request.object.spec.schedulingGates is an object, accepted is a list",
+    ),
+    (
+        ("object", "spec", "schedulingGates", 0),
+        "a",
+        "request.object.spec.schedulingGates[0] is a string, accepted is an object",
+    ),
+    (
+        ("object", "spec", "schedulingGates"),
+        [{"name": "a"}, {}],
+        "request.object.spec.schedulingGates[1].name is missing, accepted is a string",
+    ),
+    (("object", "spec", "nodeName"), 1, "request.object.spec.nodeName is a number, accepted is a string"),
 ]
 
 
@@ -238,10 +267,11 @@ def read_all_of(pod: Any) -> None:
     name = container_name("")
     assert holder_of(pod, 0, 60)
     assert has_sidecar(pod, name) or carried(pod, name) is None
-    assert remove(pod, name)
-    for mode in Mode:
+    assert remove(pod, name, gate_name(""))
+    assert has_gate(pod, gate_name("")) in (True, False)
+    for mode, slot in itertools.product(Mode, (0, None)):
         shared = Sidecar("image", mode, "redis-0:6379", None, None, "", {}, {})
-        assert inject(pod, shared, semaphore="batch/a", slot=0, token="0" * 32, expiration_seconds=60)
+        assert inject(pod, shared, semaphore="batch/a", slot=slot, token="0" * 32, expiration_seconds=60)
 
 
 REVIEW = Review("42", "batch", False, POD)
@@ -270,6 +300,7 @@ def test_a_patch_travels_in_base64():
         (Reason.INVALID, 400, "BadRequest"),
         (Reason.FULL, 429, "TooManyRequests"),
         (Reason.UNAVAILABLE, 503, "ServiceUnavailable"),
+        (Reason.CANNOT_WAIT, 400, "BadRequest"),
     ],
 )
 def test_a_denial_has_a_code_and_never_tells_when_to_retry(reason, code, name):

@@ -29,6 +29,7 @@ def test_the_defaults_are_those_of_the_readme():
         metrics_port=8080,
         metrics_semaphores=1000,
         web_concurrency=1,
+        waiting_allowed=False,
         variant="",
     )
 
@@ -53,6 +54,7 @@ def test_every_variable_is_read():
             "METRICS_PORT": "9090",
             "METRICS_SEMAPHORES": "20",
             "WEB_CONCURRENCY": "4",
+            "WAITING_ALLOWED": "true",
             "VARIANT": "blue",
         }
     )
@@ -75,6 +77,7 @@ def test_every_variable_is_read():
         metrics_port=9090,
         metrics_semaphores=20,
         web_concurrency=4,
+        waiting_allowed=True,
         variant="blue",
     )
     assert 0.125 == settings.node_patience_seconds
@@ -131,6 +134,8 @@ def test_passwords_do_not_show_when_settings_are_printed():
         ("METRICS_PORT", "http", "'http' is not accepted; write a port from 1 to 65535"),
         ("METRICS_PORT", "٨٠", "'٨٠' is not accepted; write a port from 1 to 65535"),
         ("WEB_CONCURRENCY", "0", "'0' is not accepted; write a number of workers from 1 to 1000"),
+        ("WAITING_ALLOWED", "True", "'True' is not accepted; write true or false"),
+        ("WAITING_ALLOWED", "1", "'1' is not accepted; write true or false"),
         ("VARIANT", "Blue", "'Blue' is not a DNS label of at most 20 characters (a-z, 0-9, -)"),
         ("VARIANT", "a" * 21, "is not a DNS label"),
     ],

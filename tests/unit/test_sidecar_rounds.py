@@ -32,7 +32,7 @@ def test_an_answer_to_another_round_is_not_counted(number):
     ("replies", "decided"),
     [
         ([[1, 1]], False),
-        ([[1, 1], [1, 0]], True),
+        ([[1, 1], [0, 1]], True),
         ([[1], [0]], False),
         ([[0], [0]], True),
         ([[1], None], False),
@@ -48,22 +48,22 @@ def test_a_round_ends_as_soon_as_its_answers_decide(replies, decided):
 def test_a_reply_that_is_no_number_is_no_vote(reply):
     present = Round(7, NODES)
     for node in range(NODES):
-        present.take(Answer(7, node, [reply, 1]))
+        present.take(Answer(7, node, [1, reply]))
     assert (Renewal.UNKNOWN, {0, 1, 2}) == (present.renewal(), set(present.failures))
 
 
 def test_a_refused_reply_is_told_as_the_reason():
     present = Round(7, NODES)
-    present.take(Answer(7, 1, [ReplyError("NOPERM User sidecar has no permissions"), 1]))
+    present.take(Answer(7, 1, [1, ReplyError("NOPERM User sidecar has no permissions")]))
     assert present.failures == {1: "replied NOPERM User sidecar has no permissions"}
 
 
 @pytest.mark.parametrize(
     ("before", "replies", "expected"),
     [
-        (set(), [[1, 1], [1, 0], [1, 1]], {0, 1, 2}),
-        (set(), [[1, 1], [0, 1], None], {0}),  # only where the lease still stands
-        (set(), [[1, REFUSED]], set()),
+        (set(), [[1, 1], [0, 1], [1, 1]], {0, 1, 2}),
+        (set(), [[1, 1], [1, 0], None], {0}),  # only where the lease still stands
+        (set(), [[REFUSED, 1]], set()),
         ({0, 1, 2}, [[1], None], {0, 1, 2}),  # silence changes nothing
         ({0, 1, 2}, [[1], [0], [1]], {0, 2}),  # a repair may bring the reservation back
     ],

@@ -6,6 +6,7 @@
 -- ARGV[3] life of the lease, ms   ARGV[4] holder, JSON
 -- ARGV[5] its longest life, ms    ARGV[6] 1: found the semaphore if there is no record
 -- ARGV[7] the slot, or -1: any    ARGV[8] any: where to begin to look
+-- ARGV[9] 1: the token may have had a slot before
 --
 -- returns {'UNKNOWN'}                  no record, nothing written
 --       | {'GRANTED', slot}            written now, or held by this token before
@@ -45,7 +46,16 @@ local function live(other)
   return left ~= -2
 end
 
+-- An entry that the token left in the record is dead, and would come alive with its lease: two slots for one pod.
+local function forget_entries()
+  local entries = redis.call('HGETALL', record)
+  for i = 1, #entries, 2 do
+    if entries[i + 1] == token and tonumber(entries[i]) then redis.call('HDEL', record, entries[i]) end
+  end
+end
+
 local function grant(slot)
+  if ARGV[9] == '1' then forget_entries() end
   redis.call('SET', lease, holder, 'PX', ARGV[3])
   redis.call('SET', reservation, '', 'PX', ARGV[3])
   redis.call('HSET', record, slot, token, 'length', length, 'touched', redis.call('TIME')[1],
