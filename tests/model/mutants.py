@@ -131,8 +131,10 @@ class RestoresBesides(Node):
 
 
 class TakesAnotherSlot(Node):
-    def _slot_held(self, record: Kept, token: str) -> int | None:
-        return None
+    def execute(self, command: Command) -> Answer:
+        if isinstance(command, Acquire):
+            self.leases.pop(command.token, None)
+        return super().execute(command)
 
 
 class CountsBelowTheLengthOnly(Node):

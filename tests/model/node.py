@@ -84,6 +84,8 @@ class Node:
         before = self._slot_held(record, token)
         if before is not None:
             return Granted(before)
+        if self.left_ms(token):
+            return Full(0, (), 0) if command.slot is None else Taken()
         held = self._held_beyond(record, claim)
         if held is not None and held >= claim.length:
             return self._full(record, claim.length, held) if command.slot is None else Taken()

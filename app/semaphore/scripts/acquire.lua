@@ -145,6 +145,11 @@ end
 
 local before = slot_held()
 if before then return {'GRANTED', before} end
+-- It has a slot of another semaphore: who knows a pod's token must not take its lease by a pod of the same token.
+if redis.call('EXISTS', lease) == 1 then
+  if exact >= 0 then return {'TAKEN'} end
+  return {'FULL', 0, 0}
+end
 
 local held = held_beyond()
 if held and held >= length then
