@@ -418,6 +418,17 @@ def test_a_restore_leaves_held_slots_and_held_tokens_alone(hook):
     assert not hook.admin.exists("lease:x")
 
 
+def test_a_restore_of_two_leases_forgets_no_entry_that_it_has_written_itself(hook):
+    """Another node has moved `b`, and given its slot to `a`, while this one missed both."""
+    hook.acquire("b", 2, slot=0)
+    hook.ask(Release("b"))
+    leases = {0: Lease("a", 30_000, -2, "A"), 1: Lease("b", 30_000, -2, "B")}
+
+    assert 2 == hook.ask(Restore(SEMAPHORE, True, Record(2, 90_000, leases)))
+    assert leases.keys() == hook.ask(Read(SEMAPHORE)).leases.keys()
+    assert 2 == hook.acquire("c", 2).held
+
+
 def test_a_restored_lease_past_the_length_is_counted(hook):
     hook.ask(Restore(SEMAPHORE, False, Record(2, 90_000, {4: Lease("a", 30_000, -2, "A")})))
 

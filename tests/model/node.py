@@ -179,11 +179,13 @@ class Node:
         if (command.semaphore in self.records) != command.recorded:
             return -1
         record = self.records.setdefault(command.semaphore, Kept())
+        for lease in command.record.leases.values():
+            if not self.left_ms(lease.token):
+                self._forget_entries(record, lease.token)
         written = 0
         for slot, lease in command.record.leases.items():
             held = slot in record.slots and self.left_ms(record.slots[slot])
             if not held and not self.left_ms(lease.token):
-                self._forget_entries(record, lease.token)
                 record.slots[slot] = lease.token
                 record.bound = max(record.bound, slot + 1)
                 self.leases[lease.token] = (self.now_ms + lease.left_ms, lease.holder)

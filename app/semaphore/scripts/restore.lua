@@ -14,10 +14,13 @@ local function live(token)
   return token and redis.call('EXISTS', ARGV[1] .. token) == 1
 end
 
--- What tokens left in the record is dead, and would come alive with their leases: two slots for one pod.
-local entries, left_by = redis.call('HGETALL', KEYS[1]), {}
+-- What these tokens left in the record is dead, and would come alive with their leases: two slots for one pod.
+-- Before anything is written: then such an entry may belong to another one of them.
+local named, entries = {}, redis.call('HGETALL', KEYS[1])
+for i = 7, #ARGV, 5 do named[ARGV[i]] = true end
 for i = 1, #entries, 2 do
-  if tonumber(entries[i]) then left_by[entries[i + 1]] = entries[i] end
+  local slot, token = entries[i], entries[i + 1]
+  if tonumber(slot) and named[token] and not live(token) then redis.call('HDEL', KEYS[1], slot) end
 end
 
 local known, written = redis.call('HMGET', KEYS[1], 'bound', 'longest'), 0
@@ -25,7 +28,6 @@ local bound, longest = tonumber(known[1] or 0), math.max(tonumber(known[2] or 0)
 for i = 6, #ARGV, 5 do
   local slot, token, left, unclaimed, holder = unpack(ARGV, i, i + 4)
   if not live(redis.call('HGET', KEYS[1], slot)) and not live(token) then
-    if left_by[token] then redis.call('HDEL', KEYS[1], left_by[token]) end
     redis.call('HSET', KEYS[1], slot, token)
     redis.call('SET', ARGV[1] .. token, holder, 'PX', left)
     if tonumber(unclaimed) > 0 then
