@@ -121,8 +121,8 @@ def test_who_may_not_even_list_pods_is_told_so(site, plane):
 
 def test_without_the_right_to_write_events_pods_are_let_in_all_the_same(site, plane):
     plane.grant(INTERN, [rule for rule in RULES if "pods" in rule["resources"]])
-    site.start(plane.kubeconfig(INTERN))
     queue = site.create_many(3)
+    site.start(plane.kubeconfig(INTERN))
     site.await_granted(queue[0])
     site.pods.delete(queue[0])
 
