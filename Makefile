@@ -31,8 +31,8 @@ model: $(VENV)/installed ## the protocol's model, through ten thousand histories
 soak: $(VENV)/installed ## the whole system under a seeded nemesis: make soak SECONDS=300 SEED=7
 	$(RUN) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-bench: $(VENV)/installed ## what all of it costs, as ratios: make bench PARTS="protocol admissions api-server holders scrapes"
-	$(RUN) -m tests.bench $(PARTS)
+bench: $(VENV)/installed ## what all of it costs, as ratios: make bench PARTS="protocol admissions api-server holders scrapes waiting"
+	$(RUN) -m tests.bench $(if $(BRIEF),--brief) $(PARTS)
 
 lint: $(VENV)/installed ## ruff, mypy, the import rules and hadolint
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import admissions, api_server, holders, protocol, scrapes
+from tests.bench import admissions, api_server, holders, protocol, scrapes, waiting
 from tests.bench.report import Report
 
 PARTS = {
@@ -16,6 +16,7 @@ PARTS = {
     "api-server": api_server.measure,
     "holders": holders.measure,
     "scrapes": scrapes.measure,
+    "waiting": waiting.measure,
 }
 SEED = 1
 
@@ -25,10 +26,11 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}; default: all")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write the figures")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--brief", action="store_true", help="only see that everything works: the figures say nothing")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    report = Report(arguments.seed)
+    report = Report(arguments.seed, is_brief=arguments.brief)
     report.print_head()
     for part in arguments.parts or PARTS:
         PARTS[part](report)

@@ -378,7 +378,7 @@ def measure_cases(report: Report, rng: Random, asker: Asker, nothing: Asker) -> 
     batches: Batches = {each: [] for each in product(Case, CLIENTS, WAYS)}
     one_more: Counter[int | str] = Counter()
     ways = list(product(CLIENTS, WAYS))
-    for number in range(ROUNDS):
+    for number in range(report.times(ROUNDS)):
         for clients, is_kept in rng.sample(ways, len(ways)):
             for case in rng.sample(list(Case), len(Case)):
                 asked = nothing if case is Case.NOTHING else asker
@@ -415,7 +415,7 @@ def tell_cpu(report: Report, batches: Batches) -> None:
     for case, is_kept in product((Case.NEW, Case.ROTATING, Case.NOTHING), WAYS):
         rounds = batches[case, USUAL_CLIENTS, is_kept]
         for who in rounds[0].cpu_seconds:
-            seconds = sum(batch.cpu_seconds[who] for batch in rounds) / (ROUNDS * REVIEWS)
+            seconds = sum(batch.cpu_seconds[who] for batch in rounds) / (len(rounds) * REVIEWS)
             what = f"{case}, {at_once(USUAL_CLIENTS)}, {WAYS[is_kept]}: CPU, {who}"
             report.add(PART, what, 1000 * seconds, "s per 1,000 (of this machine)")
     for is_kept, way in WAYS.items():

@@ -4,53 +4,43 @@ Pods that nobody schedules are created in namespaces that differ in what the API
 A round goes through all cases in random order, and told are the medians of the rounds.
 """
 
-import base64
 import http.client
 import json
-import socket
-import ssl
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from itertools import count, product
-from pathlib import Path
 from random import Random
 from statistics import mean, median
-from typing import Any
-
-import trustme
-import yaml
 
 from app.admission.annotations import GREATEST_LENGTH
 from tests.bench.admissions import PER_SECOND, SHARED_KEYS, at_once, cpu_seconds
 from tests.bench.nothing import running_nothing, running_only_answering
 from tests.bench.report import Report
 from tests.e2e.binaries import MissingError, find
+from tests.harness.control_plane import (
+    HOOKS,
+    PROGRAMS,
+    Connection,
+    ControlPlane,
+    Object,
+    configuration,
+    request,
+    running_control_plane,
+)
 from tests.harness.scene import scene
-from tests.harness.waiting import free_port, wait_for
-from tests.harness.webhook import ROOT, Webhook, annotations_asking
+from tests.harness.waiting import wait_for
+from tests.harness.webhook import Webhook, annotations_asking
 
 PART = "api-server"
-PROGRAMS = ("etcd", "kube-apiserver")
 ROUNDS = 12
 PODS = 120
 UNCOUNTED_PODS = 24
 CLIENTS = (1, 8)
 USUAL_CLIENTS = 8
-HOST = "127.0.0.1"
-TOKEN = "admin"
-MANIFEST = ROOT / "k8s/base/webhook/mutating-webhook-configuration.yaml"
-HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-# Which webhook a namespace has; in place of the label of the component `opt-in`.
-LABEL = "at-least-semaphore-pod-hook.kaidotio.github.io/measured"
-
-Object = dict[str, Any]
 
 
 class Case(StrEnum):
@@ -90,108 +80,6 @@ COMPARED: Sequence[tuple[Case, Case, float | None]] = (
 )
 
 
-class ApiServer:
-    """A running etcd and API server, of which nobody else knows; needs no rights on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.authority = trustme.CA()
-        issued = self.authority.issue_cert(HOST, key_type=trustme.KeyType.ECDSA)
-        issued.private_key_pem.write_to_path(folder / "api.key")
-        issued.cert_chain_pems[0].write_to_path(folder / "api.crt")
-        trustme.CA(key_type=trustme.KeyType.ECDSA).private_key_pem.write_to_path(folder / "signer.key")
-        (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
-        self.port, clients, peers = free_port(), f"http://{HOST}:{free_port()}", f"http://{HOST}:{free_port()}"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._start(
-            "etcd",
-            f"--data-dir={folder}/etcd",
-            f"--listen-client-urls={clients}",
-            f"--advertise-client-urls={clients}",
-            f"--listen-peer-urls={peers}",
-            f"--initial-advertise-peer-urls={peers}",
-            f"--initial-cluster=default={peers}",
-        )
-        self._start(
-            "kube-apiserver",
-            f"--etcd-servers={clients}",
-            f"--bind-address={HOST}",
-            f"--secure-port={self.port}",
-            f"--tls-cert-file={folder}/api.crt",
-            f"--tls-private-key-file={folder}/api.key",
-            f"--token-auth-file={folder}/tokens.csv",
-            "--authorization-mode=RBAC",
-            "--service-cluster-ip-range=10.0.0.0/24",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={folder}/signer.key",
-            f"--service-account-signing-key-file={folder}/signer.key",
-        )
-
-    def _start(self, name: str, *arguments: str) -> None:
-        with self._log(name).open("wb") as log:
-            self.processes[name] = subprocess.Popen([find(name), *arguments], stdout=log, stderr=subprocess.STDOUT)
-
-    def _log(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
-
-    @cached_property
-    def tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        self.authority.configure_trust(context)
-        return context
-
-    def is_ready(self) -> bool:
-        for name, process in self.processes.items():
-            assert process.poll() is None, f"{name} ended:\n{self._log(name).read_text()[-2000:]}"
-        try:
-            with closing(Connection(self)) as connection:
-                return connection.ask("GET", "/readyz")[0] == http.HTTPStatus.OK
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        for process in reversed(self.processes.values()):
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def running_api_server() -> Iterator[ApiServer]:
-    """One that is ready, and gone at the end."""
-    with tempfile.TemporaryDirectory() as folder, closing(ApiServer(Path(folder))) as server:
-        wait_for(server.is_ready, "the API server to be ready", 60)
-        yield server
-
-
-class Connection:
-    """A connection to the API server, kept for one request after the other."""
-
-    def __init__(self, server: ApiServer) -> None:
-        plain = socket.create_connection((HOST, server.port), timeout=60)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = server.tls.wrap_socket(plain, server_hostname=HOST)
-
-    def ask(self, method: str, path: str, content: Object | None = None) -> tuple[int, bytes]:
-        """The status of the answer, and its body."""
-        return self.exchange(request(method, path, content))
-
-    def exchange(self, request: bytes) -> tuple[int, bytes]:
-        self._socket.sendall(request)
-        response = http.client.HTTPResponse(self._socket)
-        response.begin()
-        return response.status, response.read()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def request(method: str, path: str, content: Object | None = None) -> bytes:
-    """What is sent for this."""
-    body = json.dumps(content).encode() if content else b""
-    head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {TOKEN}\r\n"
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 @dataclass(frozen=True)
 class Batch:
     """Pods that were created together: how long that took, and what CPU time whom."""
@@ -203,15 +91,12 @@ class Batch:
 class Creator:
     """Creates pods, where these webhooks are configured or not."""
 
-    def __init__(self, server: ApiServer, hooks: Mapping[str, Webhook], pids: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, server: ControlPlane, hooks: Mapping[str, Webhook], pids: Mapping[str, Sequence[int]]) -> None:
         self._hooks, self._pids = hooks, pids
         self._connections = [Connection(server) for _ in range(max(CLIENTS))]
         self._names = (f"pod-{number}" for number in count())
         for case in Case:
-            labels = {LABEL: case.hook}
-            self._ask("POST", "/api/v1/namespaces", {"metadata": {"name": case.namespace, "labels": labels}})
-            path = f"/api/v1/namespaces/{case.namespace}/serviceaccounts"
-            self._ask("POST", path, {"metadata": {"name": "default"}})
+            server.create_namespace(case.namespace, case.hook)
 
     def close(self) -> None:
         for connection in self._connections:
@@ -274,17 +159,6 @@ def a_pod(name: str, *, asks: bool) -> Object:
     return {"metadata": metadata, "spec": {"schedulerName": "nobody", "containers": [container]}}
 
 
-def configuration(name: str, hook: Webhook) -> Object:
-    """That of the manifests, for namespaces that bear this name in our label."""
-    found: Object = yaml.safe_load(MANIFEST.read_text())
-    found["metadata"] = {"name": name}
-    [webhook] = found["webhooks"]
-    authority = base64.b64encode(hook.authority.cert_pem.bytes()).decode()
-    webhook["clientConfig"] = {"url": f"https://{hook.host}:{hook.port}/mutate", "caBundle": authority}
-    webhook["namespaceSelector"]["matchLabels"] = {LABEL: name}
-    return found
-
-
 def measure(report: Report) -> None:
     """Pods per second, and what CPU time they cost whom."""
     try:
@@ -300,14 +174,14 @@ def measure(report: Report) -> None:
             Case.ANSWERING.hook: stack.enter_context(running_only_answering()),
             Case.ASKING.hook: running.webhook,
         }
-        server = stack.enter_context(running_api_server())
+        server = stack.enter_context(running_control_plane())
         pids = {
             **{name: [process.pid] for name, process in server.processes.items()},
             "webhooks": [pid for hook in hooks.values() for pid in hook.workers()],
             "nodes": [node.pid for node in running.nodes],
         }
         creator, rng = stack.enter_context(closing(Creator(server, hooks, pids))), Random(report.seed)
-        tell(report, [measure_round(rng, creator) for _ in range(ROUNDS)])
+        tell(report, [measure_round(rng, creator) for _ in range(report.times(ROUNDS))])
 
 
 Round = Mapping[tuple[Case, int], Sequence[Batch]]

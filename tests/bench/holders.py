@@ -67,6 +67,7 @@ def measure(report: Report) -> None:
 
 def measure_sidecars(report: Report, nodes: Sequence[RedisNode], semaphores: CountingSemaphores, rng: Random) -> None:
     tokens = grant(semaphores, "bench/sidecars", SIDECARS, rng)
+    turns = report.times(RENEWALS)
     compile_dir(ROOT / "sidecar", quiet=1)  # as in the image: to compile takes memory
     with ExitStack() as stack:
         clients = [stack.enter_context(node.client()) for node in nodes]
@@ -79,7 +80,7 @@ def measure_sidecars(report: Report, nodes: Sequence[RedisNode], semaphores: Cou
             renewed = datetime.fromisoformat(sidecars[-1].wait_for("the slot is held")["time"])
             to_first.append(renewed.timestamp() - began)
         before = spent(sidecars, clients)
-        time.sleep(RENEWALS * renewal_seconds(SHORTEST_LEASE_SECONDS))
+        time.sleep(turns * renewal_seconds(SHORTEST_LEASE_SECONDS))
         after = spent(sidecars, clients)
         resident = max(each.resident_kilobytes for each in sidecars) / 1000
         lost = [each.output for each in sidecars if each.said("lost") or not each.running]
@@ -88,12 +89,12 @@ def measure_sidecars(report: Report, nodes: Sequence[RedisNode], semaphores: Cou
     def tell(what: str, value: float, unit: str, at_most: float | None = None) -> None:
         report.add(PART, what, value, unit, at_most=at_most)
 
-    renewals, first = SIDECARS * RENEWALS, "sidecar, start to first renewal"
+    renewals, first = SIDECARS * turns, "sidecar, start to first renewal"
     commands = (after.commands - before.commands) / len(nodes) / renewals
     one = (after.cpu_seconds - before.cpu_seconds) / renewals
     an_hour = one * 3600 / renewal_seconds(LEASE_SECONDS)
     rate = commands * HOLDERS / renewal_seconds(LEASE_SECONDS)
-    tell(f"sidecar, memory after {RENEWALS} renewals, largest of {SIDECARS}", resident, "MB", 12)
+    tell(f"sidecar, memory after {turns} renewals, largest of {SIDECARS}", resident, "MB", 12)
     tell(first, median(to_first), "seconds, this machine")
     tell(first, median(to_first) / median(bare), "x python -c pass")
     tell(first, median(to_first) / median(importing), "x python -c 'import redis'")
@@ -130,14 +131,15 @@ def measure_load(report: Report, nodes: Sequence[RedisNode], semaphores: Countin
     """Evenly, and one after the other: together they would share a sync to disk."""
     tokens = grant(semaphores, "bench/load", HOLDERS, rng)
     rate = HOLDERS / renewal_seconds(LEASE_SECONDS)
-    renewals = int(rate * LOAD_SECONDS)
+    load_seconds = report.times(LOAD_SECONDS)
+    renewals = int(rate * load_seconds)
     before = [cpu_seconds(node) for node in nodes]
     began = time.monotonic()
     for number, token in enumerate(rng.sample(tokens, renewals)):
         time.sleep(max(0.0, began + number / rate - time.monotonic()))
         kept = semaphores.renew(token, LEASE_SECONDS * 1000, time.monotonic() + LEASE_SECONDS)
         assert kept is Renewal.KEPT
-    share = max(cpu_seconds(node) - was for node, was in zip(nodes, before, strict=True)) / LOAD_SECONDS
+    share = max(cpu_seconds(node) - was for node, was in zip(nodes, before, strict=True)) / load_seconds
     what = f"{HOLDERS:,} holders, {LEASE_SECONDS} s lease, from {renewals:,} renewals"
     report.add(PART, what, share * 100, "% of a core to a node, this machine")
 

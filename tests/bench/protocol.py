@@ -210,7 +210,7 @@ def measure_times(report: Report, sites: Mapping[int, Site]) -> None:
         return case.times(lambda: case.site.tester.ask(PING))
 
     rounds, in_writes, in_reads, unsynced = [], [], [], []
-    for _ in range(ROUNDS):
+    for _ in range(report.times(ROUNDS)):
         rounds.append({case: in_pings(case) for case in usual.rng.sample(cases, len(cases))})
         in_writes.append(half_full.times(lambda: usual.webhook.ask(held)))
         in_reads.append(largest.times(lambda: read(largest, tokens[largest])))

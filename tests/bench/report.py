@@ -48,11 +48,16 @@ class Figure:
 class Report:
     """Collects figures, and prints each as it comes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_brief: bool = False) -> None:
         self.seed = seed
+        self._is_brief = is_brief
         self.figures: list[Figure] = []
         self.notes: list[str] = []
         self._began = time.time()
+
+    def times(self, usual: int) -> int:
+        """How often to do what makes a figure certain when it is done so often: once, where no figure is wanted."""
+        return 1 if self._is_brief else usual
 
     def add(
         self,
@@ -78,6 +83,8 @@ class Report:
         for name, value in self._machine():
             print(f"# {name}: {value}")
         print(f"# seed: {self.seed}", flush=True)
+        if self._is_brief:
+            self.note("brief: everything works, and the figures say nothing")
 
     def write(self, file: Path) -> None:
         """All of it as JSON."""

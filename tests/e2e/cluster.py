@@ -52,8 +52,7 @@ class Cluster:
         self._start_containerd()
         self._start("etcd", *self._etcd())
         self._import([*archives])
-        self._start("kube-apiserver", *self._api_server())
-        wait_for(self._is_ready, "the API server to be ready", 60)
+        self._start_api_server()
         self._start("kube-controller-manager", *self._controller_manager())
         self._start("kube-scheduler", *self._client("scheduler"), "--leader-elect=false")
         self.start_kubelet()
@@ -115,16 +114,35 @@ class Cluster:
         finally:
             self.kubectl("uncordon", NODE)
 
+    @contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """Meanwhile there is none: it is killed, and starts again with what etcd has."""
+        self.api_server.kill(signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self._start_api_server()
+
     def api(self) -> "Api":
         """A connection to the API server; close it after use."""
         return Api(self.machine.address, self.folder / "ca.crt", "admin")
 
-    def signal_container(self, pod: Object, name: str, signum: signal.Signals) -> None:
-        """Send a signal to the first process of a pod's container."""
+    def pid_of(self, pod: Object, name: str) -> str:
+        """The first process of a pod's container, by its number in the machine."""
         container = status_of(pod, name)["containerID"].removeprefix("containerd://")
         tasks = self.machine.run(*self.ctr("tasks", "list")).splitlines()
-        pid = next(line.split()[1] for line in tasks if line.startswith(container))
-        self.machine.run("kill", f"-{signum.name.removeprefix('SIG')}", pid)
+        return next(line.split()[1] for line in tasks if line.startswith(container))
+
+    def signal_container(self, pod: Object, name: str, signum: signal.Signals) -> None:
+        """Send a signal to the first process of a pod's container."""
+        self.machine.run("kill", f"-{signum.name.removeprefix('SIG')}", self.pid_of(pod, name))
+
+    def memory_of(self, pod: Object, name: str) -> dict[str, int]:
+        """What the first process of a pod's container takes of the memory, in KiB, and what of that is its share."""
+        folder = f"/proc/{self.pid_of(pod, name)}"
+        lines = self.machine.run("cat", f"{folder}/status", f"{folder}/smaps_rollup").splitlines()
+        fields = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+        return {field: int(fields[field]) for field in ("VmRSS", "Pss")}
 
     def start_kubelet(self) -> Program:
         self.kubelet = self._start("kubelet", *self._kubelet())
@@ -147,6 +165,10 @@ class Cluster:
 
     def _start(self, name: str, *arguments: str | Path) -> Program:
         return self.machine.start(name, find(name), *arguments)
+
+    def _start_api_server(self) -> None:
+        self.api_server = self._start("kube-apiserver", *self._api_server())
+        wait_for(self._is_ready, "the API server to be ready", 60)
 
     def _write(self, name: str, content: object) -> Path:
         file = self.folder / name
@@ -372,4 +394,9 @@ class KubectlError(AssertionError):
 def cluster(archives: Sequence[Path]) -> Iterator[Cluster]:
     """A cluster that is gone at the end."""
     with machine() as made:
-        yield Cluster(made, archives)
+        running = Cluster(made, archives)
+        try:
+            yield running
+        finally:
+            # Asked to end, it would wait for those who watch it from pods, which end with the machine.
+            running.api_server.kill(signal.SIGKILL)

@@ -9,11 +9,11 @@ import pytest
 from tests.e2e.binaries import MissingError, is_asked_for
 from tests.e2e.cluster import TOOLS, Cluster, KubectlError
 from tests.e2e.cluster import cluster as running_cluster
-from tests.e2e.installation import NAMESPACE, WEBHOOK, Installation, pack_images
+from tests.e2e.installation import NAMESPACE, RECONCILERS, WEBHOOK, Installation, pack_images
 from tests.e2e.machine import missing
 from tests.e2e.workloads import Tenant
 
-LOGS = ("logs", "-n", NAMESPACE, "-l", WEBHOOK, "--prefix", "--tail=50")
+LOGS = [("logs", "-n", NAMESPACE, "-l", each, "--prefix", "--tail=50") for each in (WEBHOOK, RECONCILERS)]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     cluster = getattr(item, "funcargs", {}).get("cluster")
     if report.failed and cluster:
-        for what in (("get", "pods,replicasets,jobs", "-A", "-o", "wide"), ("get", "events", "-A"), LOGS):
+        for what in (("get", "pods,replicasets,jobs", "-A", "-o", "wide"), ("get", "events", "-A"), *LOGS):
             with suppress(KubectlError):
                 report.sections.append((f"kubectl {' '.join(what)}", cluster.kubectl(*what)[-12000:]))
     return report

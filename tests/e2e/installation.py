@@ -8,14 +8,19 @@ import json
 import re
 import shutil
 import signal
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.settings import DEFAULT_IMAGE
 from sidecar.protocol import Keys, majority
@@ -31,10 +36,13 @@ REDIS_IMAGE = "docker.io/library/redis:7.4-bookworm"
 APP_IMAGE = "docker.io/library/busybox:1.37"
 NAMESPACE = "at-least-semaphore-pod-hook"
 NAME = "at-least-semaphore-pod-hook"
+RECONCILER = "at-least-semaphore-reconciler"
 OVERLAY = "k8s/overlays/dev"
 SIDECAR = "at-least-semaphore-sidecar"
 NODES, REPLICAS = 3, 2
+# Those of the pods, and the name of the third one's container.
 REDIS, WEBHOOK = "app.kubernetes.io/component=redis", "app.kubernetes.io/component=webhook"
+RECONCILERS, RECONCILING = "app.kubernetes.io/component=reconciler", "reconciler"
 
 
 def pack_images(archive: Path) -> None:
@@ -70,12 +78,16 @@ class Installation:
 
     def wait_until_ready(self) -> None:
         """Until everything runs as it was asked for, and what ran before is gone."""
-        for workload in ("statefulset/redis", f"deployment/{NAME}"):
+        for workload in ("statefulset/redis", f"deployment/{NAME}", f"deployment/{RECONCILER}"):
             self.kubectl("rollout", "status", "-n", NAMESPACE, workload, "--timeout=120s")
-        self.cluster.wait_for(lambda: len(self.pods(WEBHOOK)) == REPLICAS, "just so many webhooks as were asked for")
+        for selector in (WEBHOOK, RECONCILERS):
+            self.cluster.wait_for(partial(self._are_just_as_many, selector), "just so many pods as were asked for")
         # The proxy of a Service hears of its endpoints later than we do, after a failed try by up to 30 s.
         self.cluster.wait_for(self._is_proxied, "the Service to lead to just these webhooks")
         self.cluster.wait_for(self.is_asked, "the API server to reach a webhook")
+
+    def _are_just_as_many(self, selector: str) -> bool:
+        return len(self.pods(selector)) == REPLICAS
 
     def _is_proxied(self) -> bool:
         """Whether kube-proxy sends who asks for the webhook to all of them, and nowhere else."""
@@ -96,14 +108,17 @@ class Installation:
 
     @contextmanager
     def altered(self, *variables: str) -> Iterator[None]:
-        """Meanwhile the webhook has these variables, `NAME=value`, besides its own."""
+        """Meanwhile the webhook has these variables, `NAME=value`, besides its own or in place of them."""
+        (webhook,) = self.cluster.get("deployment", NAME, "-n", NAMESPACE)["spec"]["template"]["spec"]["containers"]
+        own = {each["name"]: each.get("value") for each in webhook["env"]}
         self.kubectl("set", "env", "-n", NAMESPACE, f"deployment/{NAME}", *variables)
         self.wait_until_ready()
         try:
             yield
         finally:
-            names = [f"{each.partition('=')[0]}-" for each in variables]
-            self.kubectl("set", "env", "-n", NAMESPACE, f"deployment/{NAME}", *names)
+            names = [each.partition("=")[0] for each in variables]
+            before = [f"{name}={own[name]}" if name in own else f"{name}-" for name in names]
+            self.kubectl("set", "env", "-n", NAMESPACE, f"deployment/{NAME}", *before)
             self.wait_until_ready()
 
     def webhooks(self) -> list[str]:
@@ -113,6 +128,18 @@ class Installation:
     def logs(self, selector: str) -> str:
         """All that the pods with these labels have said."""
         return self.kubectl("logs", "-n", NAMESPACE, "-l", selector, "--tail=-1")
+
+    def pages(self, selector: str) -> list[str]:
+        """The metrics of each of the pods with these labels."""
+        found = []
+        for each in self.pods(selector):
+            with urllib.request.urlopen(f"http://{each['status']['podIP']}:8080/metrics", timeout=30) as answer:
+                found.append(answer.read().decode())
+        return found
+
+    def samples(self, name: str) -> list[dict[tuple[str, ...], float]]:
+        """What each reconciler's page has of this name: the values of the labels → the sample."""
+        return [samples_of(page, name) for page in self.pages(RECONCILERS)]
 
     # In the stead of cert-manager
 
@@ -182,12 +209,19 @@ class Installation:
         return base64.b64decode(secret["data"][reference["key"]]).decode()
 
     @contextmanager
-    def nodes(self) -> Iterator["Nodes"]:
+    def nodes(self, patience_seconds: float = 5) -> Iterator["Nodes"]:
         """All three nodes, which must be running, as the webhook's user sees them; from outside of the cluster."""
         addresses = [each["status"]["podIP"] for each in self.pods(REDIS)]
         password = self._password()
         clients = [
-            redis.Redis(each, username=HOOK_USER, password=password, decode_responses=True, socket_timeout=5)
+            redis.Redis(
+                each,
+                username=HOOK_USER,
+                password=password,
+                decode_responses=True,
+                socket_timeout=patience_seconds,
+                retry=Retry(NoBackoff(), 0),
+            )
             for each in addresses
         ]
         try:
@@ -219,9 +253,21 @@ class Nodes:
         """The live slots on one node, slot to token."""
         return live_slots(self._clients[number], Keys().record(semaphore))
 
+    def leased(self, number: int, tokens: Collection[str]) -> set[str]:
+        """Which of these have a lease on one node."""
+        with self._clients[number].pipeline(transaction=False) as asked:
+            for token in tokens:
+                asked.exists(Keys().lease(token))
+            return {token for token, lives in zip(tokens, asked.execute(), strict=True) if lives}
+
     def reserved(self, token: str) -> bool:
         """Whether the token's slot is still unclaimed on a majority of nodes."""
         return sum(bool(client.exists(Keys().reservation(token))) for client in self._clients) >= majority(NODES)
+
+    def knowing(self, token: str) -> int:
+        """How many nodes have a lease or a reservation of the token."""
+        keys = (Keys().lease(token), Keys().reservation(token))
+        return sum(bool(client.exists(*keys)) for client in self._clients)
 
     def left_ms(self, token: str) -> int:
         """How long a majority of nodes still has the token's lease; negative where it has none."""
@@ -234,3 +280,9 @@ class Nodes:
             token for number in range(len(self._clients)) for token in self.tokens(semaphore, number).values()
         )
         return {token for token, count in counted.items() if count >= majority(len(self._clients))}
+
+
+def samples_of(page: str, name: str) -> dict[tuple[str, ...], float]:
+    """What a page of metrics has of this name: the values of the labels → the sample."""
+    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+    return {tuple(one.labels.values()): one.value for one in samples if one.name == name}

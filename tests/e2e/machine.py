@@ -75,7 +75,8 @@ class Machine:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)
         self.cgroup = self.folder.name
-        self.programs: list[Program] = []
+        # By their names, in the order in which they were started first: they end in the opposite one.
+        self.programs: dict[str, Program] = {}
         self._make_cgroups()
         number = _free_network()
         self._our_end = f"alsph{number}"
@@ -117,7 +118,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
             )
         program = Program(name, entered, log_file)
-        self.programs.append(program)
+        self.programs[name] = program
         return program
 
     def _link(self) -> None:
@@ -155,7 +156,7 @@ class Machine:
 
     def close(self) -> None:
         """End everything and undo what was changed."""
-        for program in reversed(self.programs):
+        for program in reversed(self.programs.values()):
             program.kill()
         self._init.kill()  # and with it all that is in its namespaces
         self._init.communicate()

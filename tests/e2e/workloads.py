@@ -130,9 +130,10 @@ class Tenant:
 
             self.cluster.wait_for(is_longer, "the lease to be renewed", 30)
 
-    def events(self, reason: str) -> list[str]:
-        """What a person reads in `kubectl describe`."""
-        return [each["message"] for each in self._events(reason)]
+    def events(self, reason: str, name: str = "") -> list[str]:
+        """What a person reads in `kubectl describe`, of all objects or of those of this name."""
+        events = self._events(reason)
+        return [each["message"] for each in events if name in ("", each["involvedObject"]["name"])]
 
     def count_events(self, reason: str) -> int:
         """How often that happened."""

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
 
@@ -17,7 +18,8 @@ class Page:
     """With each read, a pod got its slot within 30 s, and the API server refused once."""
 
     def __init__(self) -> None:
-        pods = [stored_pod(name, semaphore="batch/full", key="full") for name in ("first", "second")]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        pods = [stored_pod(name, semaphore="batch/full", key="full", created=now) for name in ("first", "second")]
         members = [member for pod in pods if (member := Reader("").read(pod))]
         self._metrics = Metrics()
         self._metrics.pods_without_lease = 0
