@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 .PHONY: help demo run test e2e programs model soak bench lint format clean
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## play the main job on real nodes, a real webhook and real sidecars
 	$(RUN) -m tests.demo

@@ -137,12 +137,12 @@ class Keeper:
         self._release()
         self._listen(time.monotonic() + LAST_ROUND_SECONDS, self._round.complete)
         failed = {"failed": self.failures()} if self.failures() else {}
-        if not any(replies[0] for replies in self._round.replies.values()) and not failed:
-            self._log("info", "ending; there was no lease left to give back")
-        elif len(self._round.replies) >= majority(len(self._nodes)):
+        if len(self._round.replies) < majority(len(self._nodes)):
+            self._log("warning", "the slot is free only when its lease ends: no majority of nodes answered", **failed)
+        elif any(replies[0] for replies in self._round.replies.values()):
             self._log("info", "the slot was given back", **failed)
         else:
-            self._log("warning", "the slot is free only when its lease ends: no majority of nodes answered", **failed)
+            self._log("info", "ending; there was no lease left to give back", **failed)
 
     def _stay_held(self) -> None:
         """The app got its SIGTERM together with this process and may use up the pod's grace period."""

@@ -111,6 +111,8 @@ class Desk:
 
     def no_majority(self) -> str:
         nodes = len(self.addresses)
+        if nodes == 1:
+            return f"the only node in REDIS_ADDRESSES, {self.addresses[0]}, did not answer"
         return f"fewer than {majority(nodes)} of {nodes} nodes answered"
 
     def unheard(self, overview: Overview) -> Mapping[str, str]:

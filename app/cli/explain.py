@@ -21,8 +21,9 @@ from app.semaphore.semaphores import Semaphores
 MALFORMED = "malformed"
 UNKNOWN = "unknown"
 NOT_LOOKED_AT = (
-    "Not looked at is which pods the API server asks the webhook about: its configuration leaves out kube-system and "
-    "the webhook's own namespace and, with the component opt-in, namespaces without the label. There pods run unasked."
+    "Not looked at is whether the API server asks the webhook about these pods at all. It does not in kube-system, in "
+    "the webhook's own namespace and, with the component opt-in, in namespaces without the label: there pods run "
+    "without a slot."
 )
 
 
@@ -69,8 +70,9 @@ def explain(file: BinaryIO, namespace: str, form: str, timeout_seconds: float) -
     It also names what runs a pod unguarded without a word: annotations on the Deployment instead of in its template,
     a missing or misspelt at-least-semaphore-pod, annotations of another installation.
 
-    Not looked at is which pods the API server asks the webhook about: its configuration leaves out kube-system and
-    the webhook's own namespace and, with the component opt-in, namespaces without the label. There pods run unasked.
+    Not looked at is whether the API server asks the webhook about these pods at all. It does not in kube-system, in
+    the webhook's own namespace and, with the component opt-in, in namespaces without the label: there pods run without
+    a slot.
 
     Exit status: 0 if all would be admitted, with a slot, without, or to wait for one; 1 if one would be refused; 2 if
     the file cannot be read, or nothing in it makes pods.
@@ -108,7 +110,9 @@ def _explain(
     try:
         review = parse_review(_review(source, namespace))
     except Malformed as error:
-        return Explanation(source, namespace, False, MALFORMED, str(error), tuple(notes))
+        notes.append("the API server refuses such a pod by itself; a number or a truth value has to be quoted")
+        what = str(error).removeprefix("request.object.")
+        return Explanation(source, namespace, False, MALFORMED, what, tuple(notes))
     verdict = decide(semaphores, rules, review, desk.deadline())
     request = parse_slot_request(review.annotations, rules.group) if verdict.reason is Reason.DRY_RUN else None
     if request is None:

@@ -13,6 +13,8 @@ def foresee(request: SlotRequest, semaphore: str, overview: Overview, nodes: int
 
     None if that cannot be told: a minority knows the semaphore though all were heard, which an admission mends first.
     """
+    if not request.length:
+        return _waiting(semaphore, "it is closed: its length is 0")
     few = f"fewer than {majority(nodes)} of {nodes} nodes"
     if nodes - len(overview.unheard) < majority(nodes):
         return _unavailable(request, semaphore, f"{few} answered")
@@ -23,9 +25,10 @@ def foresee(request: SlotRequest, semaphore: str, overview: Overview, nodes: int
     held = [slot for state in overview.states for slot in state.held]
     holders = [slot.lease.holder for slot in held]
     told = holder.describe(len(held), request.length, holders, sum(slot.is_reserved for slot in held))
+    is_free = len(held) < request.length
     if request.when_full is WhenFull.WAIT:
-        return _waiting(semaphore, told)
-    if len(held) < request.length:
+        return _waiting(semaphore, f"{told}, so one is free: it is next if no older pod waits" if is_free else told)
+    if is_free:
         free = f"{len(held)} of {counted(request.length, 'slot')} held, so one is free"
         return Verdict.allow(Reason.GRANTED, f"semaphore {semaphore}: {free}")
     return Verdict.deny(Reason.FULL, f"semaphore {semaphore} is full: {told}")

@@ -14,7 +14,7 @@ from app.semaphore.survey import Overview
 NONE_YET = "there is no semaphore yet: no pod has asked for a slot"
 
 
-@click.command()
+@click.command(short_help="Who holds which slot, and who waits for one.")
 @click.argument("semaphore", metavar="[NAMESPACE/KEY]", required=False)
 @desk_options
 def holders(semaphore: str | None, form: str, timeout_seconds: float) -> None:
@@ -103,7 +103,7 @@ def semaphores(form: str, timeout_seconds: float) -> None:
     OVERDUE      of these, those whose sidecar has stopped to renew
     UNCONFIRMED  slots that some node knows, but no majority: they do not count as held
     OLDEST       how long the oldest reservation has been waiting for its pod to start
-    STATE        full: the next pod that asks with this length is refused
+    STATE        full: the next pod that asks with this length is refused, or waits
     RECORDS      on how many nodes the semaphore is known. One that lacks it learns it with the
                  next pods that ask
 

@@ -62,7 +62,8 @@ def parse_target(what: str) -> tuple[str | None, int | None]:
     semaphore, _, number = what.rpartition("/")
     if "/" not in semaphore or not re.fullmatch(r"[0-9]{1,9}", number):
         raise Wrong(
-            f"{quoted(what)} is neither a token (32 hex digits) nor NAMESPACE/KEY/SLOT, such as batch/reports-db/0"
+            f"{quoted(what)} is neither NAMESPACE/KEY/SLOT, such as batch/reports-db/0, nor a whole token of 32 hex "
+            "digits; what `holders` shows as TOKEN is but a hash of one"
         )
     return parse_semaphore(semaphore), int(number)
 

@@ -2,7 +2,7 @@
 
 import click
 
-from app.cli.desk import Form, desk_options, no_semaphore, open_desk, parse_semaphore
+from app.cli.desk import Form, desk_options, no_semaphore, open_desk, parse_semaphore, tell_unheard
 from app.cli.output import counted, say, say_json, tell
 from app.semaphore.survey import Overview
 
@@ -28,9 +28,10 @@ def repair(semaphore: str | None, form: str, timeout_seconds: float) -> None:
         if only and not names:
             raise click.ClickException(no_semaphore(only))
         left = [name for name in names if not semaphores.repair(name, desk.deadline())]
-        after = desk.read(semaphores, only)
+        after = semaphores.overview(desk.deadline(), only=only)
     counts = {"semaphores": len(names), "leases_missing_before": _missing(before), "leases_missing": _missing(after)}
-    unheard = desk.unheard(after)
+    unheard = {**desk.unheard(before), **desk.unheard(after)}
+    tell_unheard({node: why for node, why in unheard.items() if node not in desk.unheard(before)})
     if desk.form is Form.JSON:
         say_json({**counts, "not_repaired": left, "nodes_unheard": unheard})
     else:

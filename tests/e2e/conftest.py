@@ -17,7 +17,7 @@ LOGS = [("logs", "-n", NAMESPACE, "-l", each, "--prefix", "--tail=50") for each 
 
 
 @pytest.fixture(scope="session")
-def cluster(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(at_last: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not is_asked_for():
         pytest.skip("brings up a cluster, which takes minutes and gigabytes the first time; run `make e2e`")
     reason = missing(TOOLS)

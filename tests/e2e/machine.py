@@ -8,6 +8,7 @@ below one of our own, and removed.
 Linux and root only.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.harness.waiting import wait_for
+from tests.harness.waiting import locks, wait_for
 
 # A kubelet sets these, which have no namespace. It finds files in their place that say what it wants.
 _KERNEL_SETTINGS = {
@@ -201,9 +202,14 @@ def _run(*arguments: str) -> None:
 
 
 def _free_network() -> int:
-    """The N of a 10.N.0.0/16 that this machine has no route into."""
+    """The N of a 10.N.0.0/16 that this machine has no route into, and that no other process has that asks here."""
     routes = subprocess.run(["ip", "route"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    return next(number for number in range(211, 255) if f"10.{number}." not in routes)
+    for number in range(211, 255):
+        with suppress(OSError):
+            fcntl.lockf(locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            if f"10.{number}." not in routes:
+                return number
+    raise AssertionError("no network is free")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which worker of pytest-xdist runs which tests, and when: file by file, and at last what needs the machine for itself.
+"""Which worker of pytest-xdist runs which tests, and when: file by file, and at last what takes most of the machine.
 
 Nothing of this takes part where there are no workers.
 """
@@ -13,16 +13,26 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from tests.harness.waiting import locks
 
 # What takes long comes first, so that nobody has much to do when the others have nothing left.
-FIRST = ("tests/process/test_sidecar.py", "tests/faults/", "tests/integration/", "tests/process/")
-# For one worker, in which what they bring up is there once.
-LAST = ("tests/image/", "tests/e2e/")
+FIRST = (
+    "tests/process/test_sidecar.py",
+    "tests/faults/",
+    "tests/integration/",
+    "tests/process/",
+    "tests/e2e/test_machine.py",
+)
+# For a worker each, in which the cluster that they bring up is there once.
+LAST = (
+    ("tests/e2e/test_operation.py", "tests/e2e/test_waiting.py"),
+    ("tests/image/", "tests/e2e/"),
+)
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """The tests of a file share nodes and a webhook."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "last" if nodeid.startswith(LAST) else nodeid.partition("::")[0]
+        at = place(nodeid)
+        return f"last {at}" if at > len(FIRST) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -41,10 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def place(nodeid: str) -> int:
-    """Where in the order a test stands, of which equal ones keep theirs."""
-    if nodeid.startswith(LAST):
-        return len(FIRST) + 1
-    return next((at for at, start in enumerate(FIRST) if nodeid.startswith(start)), len(FIRST))
+    """Where in the order a test stands, of which equal ones keep theirs: FIRST, what is in neither, LAST."""
+    starts: tuple[str | tuple[str, ...], ...] = (*FIRST, (), *LAST)
+    return next((at for at, start in enumerate(starts) if nodeid.startswith(start)), len(FIRST))
 
 
 def lock(how: int) -> None:
@@ -64,7 +73,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def alone(pytestconfig: pytest.Config) -> None:
-    """Wait until the others have ended, for what takes so much that it would disturb them, and they it."""
+def at_last(pytestconfig: pytest.Config) -> None:
+    """Wait until all others have ended, or wait here too: what follows would disturb them, and they it."""
     if is_worker(pytestconfig):
-        lock(fcntl.LOCK_EX)
+        for how in (fcntl.LOCK_UN, fcntl.LOCK_EX, fcntl.LOCK_UN):
+            lock(how)

@@ -53,5 +53,5 @@ def _ports() -> Iterator[int]:
 
 @cache
 def locks() -> int:
-    """A file of this user's processes, which stays: to lock the byte of a port's number is to have the port."""
+    """A file of this user's processes, which stays: to lock the byte of a number is to have what it stands for."""
     return os.open(Path(tempfile.gettempdir()) / f"alsph-locks-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600)

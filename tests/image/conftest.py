@@ -11,7 +11,7 @@ from tests.image.containers import PROGRAMS, Engine, running_engine
 
 
 @pytest.fixture(scope="session")
-def image(alone: None) -> str:
+def image(at_last: None) -> str:
     """The name of the project's image."""
     if not is_asked_for():
         pytest.skip("builds images: run `make e2e`")

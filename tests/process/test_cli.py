@@ -383,7 +383,7 @@ def test_explain_says_what_the_webhook_then_does_and_takes_no_slot(webhook: Webh
     assert 1 == full.returncode
     assert "Deployment reports in batch: its pod would be refused (full)\n" in full.stdout
     assert denied.message.partition("; more:")[0] in full.stdout
-    assert "Not looked at is which pods the API server asks the webhook about" in full.stdout
+    assert "Not looked at is whether the API server asks the webhook about these pods" in full.stdout
 
 
 def test_explain_gives_the_reason_that_the_webhook_gives(webhook: Webhook, key):
@@ -399,7 +399,8 @@ def test_explain_gives_the_reason_that_the_webhook_gives(webhook: Webhook, key):
     assert 1 == ended.returncode
     assert (False, "invalid", denied.message) == (first["allowed"], first["reason"], first["message"])
     assert (False, "malformed") == (second["allowed"], second["reason"])
-    assert f"'{GROUP}/length'] is 3, accepted is a string" in second["message"]
+    assert f"metadata.annotations['{GROUP}/length'] is 3, accepted is a string" == second["message"]
+    assert any("has to be quoted" in note for note in second["notes"])
     assert (True, "not_annotated", "") == (third["allowed"], third["reason"], third["message"])
     assert ["batch"] * 3 == [each["namespace"] for each in (first, second, third)]
 

@@ -1,6 +1,8 @@
 """The command line while nodes are killed or paused: what a majority knows is told, and without one nothing is."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,7 +15,7 @@ from app.semaphore.model import Grant
 from tests.harness.cli import environ_of, run, run_json
 from tests.harness.nodes import RedisNode, failing
 from tests.harness.semaphores import claim_of, semaphores_on, soon
-from tests.harness.waiting import wait_for
+from tests.harness.waiting import free_port, wait_for
 from tests.harness.webhook import pod_asking
 
 Away = Callable[[Sequence[RedisNode]], AbstractContextManager[None]]
@@ -111,6 +113,13 @@ def test_without_a_majority_nothing_is_told_and_nothing_released(nodes, semaphor
         line.partition(":")[0] + ":" + line.split(":")[1] for line in ended.stderr.splitlines()[:-1]
     ]
     assert 2 == len(run_json(environ_of(nodes), "holders", semaphore)["holders"])
+
+
+def test_who_has_forgotten_the_variables_reads_which_node_was_asked():
+    ended = run({"PATH": os.environ["PATH"], "REDIS_ADDRESSES": f"127.0.0.1:{free_port()}"}, "holders")
+
+    assert (1, "") == (ended.returncode, ended.stdout)
+    assert re.search(r"Error: the only node in REDIS_ADDRESSES, 127\.0\.0\.1:\d+, did not answer, so", ended.stderr)
 
 
 def test_without_a_majority_a_semaphore_is_not_said_not_to_exist(nodes, away: Away, key):

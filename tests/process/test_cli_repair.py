@@ -64,6 +64,7 @@ def test_while_a_node_is_away_it_is_said_that_it_may_lack_something(nodes):
     assert 1 == ended.returncode
     assert "0 now, on the nodes that answered; 1 node did not\n" in ended.stdout
     assert f"{SEMAPHORE}: some node may still lack something; try again when all answer" in ended.stderr
+    assert 1 == ended.stderr.count(f"node {nodes[2].address} was not heard: ")
 
 
 def test_of_a_semaphore_that_nobody_knows_it_says_so(nodes):

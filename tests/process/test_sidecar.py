@@ -367,6 +367,15 @@ def test_the_slot_is_given_back_with_one_node_down(slot, nodes, down, fault):
         assert [str(nodes[down].address)] == list(process.said("the slot was given back")[0]["failed"])
 
 
+def test_who_has_lost_its_slot_does_not_say_that_it_gave_one_back_though_a_node_is_down(slot, nodes):
+    with keeping(slot) as process:
+        nodes[0].kill()
+        slot.delete(nodes[1:])
+        assert 0 == process.terminate()
+        assert [str(nodes[0].address)] == list(process.said("there was no lease left to give back")[0]["failed"])
+        assert not process.said("the slot was given back")
+
+
 def test_the_slot_is_given_back_at_nodes_that_were_restarted_since_the_last_renewal(slot, nodes):
     """Every connection is stale; each is made anew within the release."""
     with keeping(slot) as process:

@@ -223,8 +223,11 @@ def test_what_the_next_admission_mends_first_cannot_be_foreseen():
 @pytest.mark.parametrize(
     ("overview", "told"),
     [
-        (overview_of(), "0 of 3 slots held"),
-        (overview_of(state(slot(0), slot(1))), "2 of 3 slots held by Job/nightly (2)"),
+        (overview_of(), "0 of 3 slots held, so one is free: it is next if no older pod waits"),
+        (
+            overview_of(state(slot(0), slot(1))),
+            "2 of 3 slots held by Job/nightly (2), so one is free: it is next if no older pod waits",
+        ),
         (overview_of(state(slot(0), slot(1), slot(2, unclaimed_ms=5))), describe(3, 3, [HOLDER] * 3, 1)),
         (overview_of(unheard=2), "how many are held is not known, since fewer than 2 of 3 nodes answered"),
         (
@@ -244,6 +247,14 @@ def test_a_pod_that_waits_is_admitted_whatever_is_known_of_its_semaphore(overvie
     assert verdict
     assert (True, Reason.WAITING) == (verdict.allowed, verdict.reason)
     assert f"semaphore batch/db: waits for a slot; {told}" == verdict.message
+
+
+@pytest.mark.parametrize("overview", [overview_of(state(slot(0))), overview_of(unheard=2)], ids=["held", "no majority"])
+def test_a_pod_that_waits_for_a_closed_semaphore_is_told_so(overview):
+    verdict = foresee(asking(0, when_full=WhenFull.WAIT), "batch/db", overview, 3)
+
+    assert verdict
+    assert "semaphore batch/db: waits for a slot; it is closed: its length is 0" == verdict.message
 
 
 def test_another_length_than_that_of_the_last_pod_is_noted():

@@ -38,7 +38,7 @@ def asked(pytestconfig):
     (pytestconfig.rootpath / "asked").touch()
 
 @pytest.fixture(scope="session")
-def cluster(asked, alone, note):
+def cluster(asked, at_last, note):
     note("cluster")
 """
 IN_THE_CLUSTER = """
@@ -65,12 +65,15 @@ def run(folder: Path, *arguments: str, **environ: str) -> str:
     ).stdout
 
 
-def test_what_takes_the_whole_machine_is_for_one_worker_when_the_others_have_ended(tmp_path):
+def test_clusters_come_when_all_others_have_ended_one_for_each_of_two_workers(
+    tmp_path,
+):
     files = {
         "conftest.py": CONFTEST,
         "tests/e2e/conftest.py": CLUSTER,
         "tests/e2e/test_a.py": IN_THE_CLUSTER,
         "tests/e2e/test_b.py": IN_THE_CLUSTER,
+        "tests/e2e/test_waiting.py": IN_THE_CLUSTER,
         "tests/unit/test_long.py": LONG,
         "tests/faults/test_quick.py": QUICK,
     }
@@ -80,10 +83,11 @@ def test_what_takes_the_whole_machine_is_for_one_worker_when_the_others_have_end
 
     said = run(tmp_path, "-n2")
 
-    assert "4 passed" in said, said
+    assert "5 passed" in said, said
     noted = [line.split(" by ") for line in (tmp_path / "notes").read_text().splitlines()]
-    assert ["quick", "long", "cluster", "in it", "in it"] == [what for what, _ in noted]
-    assert 1 == len({worker for what, worker in noted if what != "long"})
+    assert ["quick", "long"] == [what for what, _ in noted[:2]]
+    by_worker = {worker: [what for what, by in noted[2:] if by == worker] for _, worker in noted}
+    assert [["cluster", "in it"], ["cluster", "in it", "in it"]] == sorted(by_worker.values())
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n1"])

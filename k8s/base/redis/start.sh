@@ -21,7 +21,7 @@ refuse_space_around() {
 
 : "${HOOK_PASSWORD:?is empty; give the Secret redis-credentials a hook-password}"
 : "${SIDECAR_PASSWORD:?is empty; give the Secret redis-credentials a sidecar-password}"
-# Besides, while passwords are being changed, one more for each; how to, is in the README.
+# Besides, while passwords are being changed, one more for each; how to, is in docs/operations.md.
 : "${HOOK_PASSWORD_ALSO:=}" "${SIDECAR_PASSWORD_ALSO:=}"
 refuse_space_around hook-password "$HOOK_PASSWORD"
 refuse_space_around hook-password-also "$HOOK_PASSWORD_ALSO"
