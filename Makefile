@@ -20,7 +20,7 @@ test: $(VENV)/installed ## all tests
 	$(RUN) -m pytest -n $(WORKERS)
 
 e2e: $(VENV)/installed ## the image, and the system in a real cluster on this machine; needs root, Go and Debian packages
-	E2E=1 $(RUN) -m pytest tests/image tests/manifests tests/monitoring tests/e2e
+	E2E=1 $(RUN) -m pytest tests/image tests/manifests tests/monitoring tests/reconciler tests/e2e
 
 programs: $(VENV)/installed ## build Prometheus and the programs of a cluster, as far as they are not on this machine
 	$(RUN) -m tests.e2e.binaries

@@ -72,10 +72,11 @@ def rules_of(settings: Settings) -> Rules:
         redis_username=settings.sidecar_redis_username,
         redis_password=settings.sidecar_redis_password,
         variant=settings.variant,
+        secret=settings.secrets[0],
     )
     return Rules(
         sidecar,
         settings.reservation_seconds,
-        secret=(settings.redis_password or "").encode(),
+        secret=settings.secrets[0],
         waiting_allowed=settings.waiting_allowed,
     )

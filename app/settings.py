@@ -29,6 +29,8 @@ class Settings:
     # The user of the webhook, who may touch records, leases and reservations; none: no AUTH is sent.
     redis_username: str | None
     redis_password: str | None = field(repr=False)
+    # The one before it, as long as pods that were created under it have not started.
+    redis_password_also: str | None = field(repr=False)
     # What injected sidecars use: text that is handed on, checked like our own. Every pod's owner can read it,
     # so its user should be able to do no more than prolong and end leases by their tokens.
     sidecar_redis_addresses: str
@@ -62,6 +64,12 @@ class Settings:
         return self.admission_budget_seconds / 4
 
     @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Under which tokens and seals are made, the first, and under which seals are known."""
+        also = () if self.redis_password_also is None else (self.redis_password_also.encode(),)
+        return ((self.redis_password or "").encode(), *also)
+
+    @property
     def cert_file(self) -> Path:
         return self.cert_dir / "tls.crt"
 
@@ -81,6 +89,7 @@ class Settings:
             redis_addresses=parse_addresses(addresses),
             redis_username=read("REDIS_USERNAME", str, None),
             redis_password=read("REDIS_PASSWORD", str, None),
+            redis_password_also=read("REDIS_PASSWORD_ALSO", str, None),
             sidecar_redis_addresses=sidecar_addresses,
             sidecar_redis_username=read("SIDECAR_REDIS_USERNAME", str, None),
             sidecar_redis_password=read("SIDECAR_REDIS_PASSWORD", str, None),

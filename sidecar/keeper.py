@@ -8,7 +8,7 @@ import signal
 import time
 from _queue import Empty, SimpleQueue
 from _thread import start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sidecar.lease import Lease, State
 from sidecar.log import log
@@ -89,15 +89,17 @@ class Keeper:
         self._claimed = self._round.claimed(self._claimed)
         self._ask([[prolong] if node in self._claimed else [claim, prolong] for node in range(len(self._nodes))])
 
-    def _release(self) -> None:
-        """Remove lease and reservation everywhere, at silent nodes too; a later grant is claimed anew."""
-        self._ask([[("UNLINK", self._lease_key, self._reservation_key)]] * len(self._nodes))
+    def _release(self, lacking: Collection[int] = ()) -> None:
+        """Remove lease and reservation, at silent nodes too; a later grant is claimed anew."""
+        release: Command = ("UNLINK", self._lease_key, self._reservation_key)
+        self._ask([[] if node in lacking else [release] for node in range(len(self._nodes))])
         self._claimed.clear()
 
     def _ask(self, commands: list[list[Command]]) -> None:
         self._round = Round(self._round.number + 1, len(self._nodes))
         for node, its_commands in zip(self._nodes, commands, strict=True):
-            node.ask(Question(self._round.number, its_commands))
+            if its_commands:
+                node.ask(Question(self._round.number, its_commands))
 
     def _round_ends(self) -> float:
         return time.monotonic() + self._patience_seconds + GRACE_SECONDS
@@ -121,7 +123,8 @@ class Keeper:
             left = {} if lease.state is State.LOST else {"lease_lasts_seconds": round(lease.deadline - now, 1)}
             self._log(event.level, event.message, **left, **self._failed())
         if outcome is Renewal.LOST:
-            self._release()
+            # Only where the lease is left: what a reconciler grants anew just now it grants on the others.
+            self._release(self._round.lacking())
 
     def _failed(self) -> dict[str, object]:
         """For the log; a round that was decided early says nothing of those it did not wait for."""

@@ -24,6 +24,7 @@ class Variable:
     SLOT = "SLOT"
     TOKEN = "TOKEN"  # noqa: S105  the name of the variable, not a token
     EXPIRATION = "EXPIRATION_SECONDS"  # the lease: what every renewal asks for
+    SEAL = "SEAL"  # for the reconciler: that the webhook has written these
     REDIS_ADDRESSES = "REDIS_ADDRESSES"
     REDIS_USERNAME = "REDIS_USERNAME"
     REDIS_PASSWORD = "REDIS_PASSWORD"  # noqa: S105  the same

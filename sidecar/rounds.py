@@ -40,10 +40,13 @@ class Round:
 
         A node without the lease may be given it back with its reservation, by a repair or a new grant.
         """
-        gone = {node for node, replies in self.replies.items() if replies[-1] == 0}
         removed = {
             node
             for node, replies in self.replies.items()
             if len(replies) == 2 and replies[-1] == 1 and isinstance(replies[0], int)
         }
-        return (before - gone) | removed
+        return (before - self.lacking()) | removed
+
+    def lacking(self) -> set[int]:
+        """The nodes that say that there is no such lease."""
+        return {node for node, replies in self.replies.items() if replies[-1] == 0}

@@ -13,6 +13,7 @@ from jsonpatch import JsonPatch
 from jsonpointer import escape
 
 from app.admission.annotations import group
+from app.admission.seal import seal_of
 from sidecar.protocol import Mode, Variable
 
 Pod = Mapping[str, Any]
@@ -36,6 +37,7 @@ class Sidecar:
     variant: str
     requests: Mapping[str, str]  # resources by their names, as of a container
     limits: Mapping[str, str]
+    secret: bytes = field(repr=False)  # for seals
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,13 @@ def inject(pod: Pod, sidecar: Sidecar, *, semaphore: str, slot: int | None, toke
     A pod without a slot waits for one, and has our scheduling gate afterwards; a pod with a slot has not.
     """
     name, gate = container_name(sidecar.variant), gate_name(sidecar.variant)
+    expiration = str(expiration_seconds)
     claim = {
         Variable.SEMAPHORE: semaphore,
         **({} if slot is None else {Variable.SLOT: str(slot)}),
         Variable.TOKEN: token,
-        Variable.EXPIRATION: str(expiration_seconds),
+        Variable.EXPIRATION: expiration,
+        Variable.SEAL: seal_of(sidecar.secret, semaphore=semaphore, token=token, expiration_seconds=expiration),
     }
     return _text(
         [

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from app.admission.holder import owner_of
 from app.cli.output import UNKNOWN, Cell, duration, table, tell
 from app.logs import shortened
-from app.reconciler.api import Api, CannotConnect, Failures, reason_of
+from app.reconciler.api import Api, reason_of
 from app.reconciler.pods import Member, Reader, Stage, queues
 from app.settings import Settings
 
@@ -67,10 +68,10 @@ def read_waiters(settings: Settings, only: str | None) -> list[Waiter] | None:
     if not settings.waiting_allowed:
         return []
     try:
-        found, _ = Api(Reader(settings.variant)).members(only.partition("/")[0] if only else "*")
-    except (CannotConnect, *Failures) as error:
-        why = str(error) if isinstance(error, CannotConnect) else reason_of(error)
-        tell(f"pods that wait are not shown: {why}; run this where the reconciler runs")
+        with closing(Api(Reader(settings.variant, settings.secrets), lambda why: tell(f"not shown: {why}"))) as api:
+            found, _ = api.members(only.partition("/")[0] if only else "*")
+    except Exception as error:  # noqa: BLE001  whatever it is, what the nodes know is shown all the same
+        tell(f"pods that wait are not shown: {reason_of(error)}; run this where the reconciler runs")
         return None
     return placed((member for member in found.values() if only in (None, member.semaphore)), time.time())
 

@@ -14,6 +14,7 @@ from app.reconciler.api import Api, CannotConnect
 from app.reconciler.events import Events
 from app.reconciler.grants import Grants
 from app.reconciler.metrics import Metrics, Waiting, serve_page
+from app.reconciler.notices import Notices
 from app.reconciler.pods import Reader
 from app.reconciler.reservations import Reservations
 from app.reconciler.upkeep import Upkeep
@@ -33,11 +34,12 @@ def main() -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # each request would be a line
     try:
         settings = Settings.from_env(os.environ)
-        api = Api(Reader(settings.variant))
+        metrics = Metrics()
+        api = Api(Reader(settings.variant, settings.secrets), lambda why: leave_out(why, metrics))
     except (SettingsError, CannotConnect) as error:
         sys.exit(f"cannot start: {error}")
-    pods, metrics = Pods(), Metrics()
-    events = Events(api, lambda: metrics.count_error("api"))
+    pods = Pods()
+    events = Events(api, metrics.count_error)
     budget_seconds = settings.admission_budget_seconds
     reservation_seconds = settings.reservation_seconds
     grants = Grants(
@@ -51,14 +53,13 @@ def main() -> None:
     )
     # Each of these on connections of its own, by a thread of its own: none waits for another.
     reservations = Reservations(
-        api,
         pods,
         semaphores_on(settings),
-        events,
         metrics,
         reservation_seconds=reservation_seconds,
         budget_seconds=budget_seconds,
     )
+    notices = Notices(api, pods, events, metrics)
     upkeep = Upkeep(
         api,
         pods,
@@ -72,8 +73,9 @@ def main() -> None:
         Waiting(pods.members, lambda: max(api.heard_at, started_at), metrics, settings.metrics_semaphores)
     )
     host = settings.bind.rpartition(":")[0].strip("[]")
+    watching = threading.Thread(target=keep_watching, args=(api, pods, metrics.count_error), daemon=True, name="watch")
     checks = {
-        "/healthz": lambda: time.monotonic() - grants.turned_at < STUCK_SECONDS,
+        "/healthz": lambda: watching.is_alive() and time.monotonic() - grants.turned_at < STUCK_SECONDS,
         "/readyz": lambda: pods.is_listed,
     }
     try:
@@ -82,8 +84,8 @@ def main() -> None:
         sys.exit(f"cannot start: METRICS_PORT: cannot listen on {host}:{settings.metrics_port}: {error}")
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: pods.stop())
-    in_background("watch", keep_watching, api, pods, lambda: metrics.count_error("api"))
-    for name, turn in (("reservations", reservations.turn), ("upkeep", upkeep.turn)):
+    watching.start()
+    for name, turn in (("reservations", reservations.turn), ("notices", notices.turn), ("upkeep", upkeep.turn)):
         in_background(name, go_on, turn, pods, metrics)
     log.info("started")
     grants.run()
@@ -96,6 +98,12 @@ def main() -> None:
 def in_background(name: str, target: Callable[..., None], *arguments: object) -> None:
     """By a thread that ends with the process."""
     threading.Thread(target=target, args=arguments, daemon=True, name=name).start()
+
+
+def leave_out(why: str, metrics: Metrics) -> None:
+    """A pod that cannot be read: it gets no slot, and others do."""
+    log.warning("a pod is left out: %s", why)
+    metrics.count_error("internal")
 
 
 def go_on(turn: Callable[[], None], pods: Pods, metrics: Metrics) -> None:

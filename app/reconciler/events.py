@@ -33,7 +33,8 @@ class _Told:
 class Events:
     """Writes events by a thread of its own, which ends with the process; what is too much is left out."""
 
-    def __init__(self, api: Api, on_error: Callable[[], None]) -> None:
+    def __init__(self, api: Api, on_error: Callable[[str], None]) -> None:
+        """`on_error` is told of what kind it was."""
         self._api, self._on_error = api, on_error
         self._pending: queue.Queue[tuple[Member, str, str, str, int]] = queue.Queue(MOST_PENDING)
         self._told: dict[str, _Told] = {}
@@ -69,7 +70,8 @@ class Events:
 
     def forget_all_but(self, uids: Collection[str]) -> None:
         """Pods that are gone are told nothing any more."""
-        self._told = {uid: told for uid, told in list(self._told.items()) if uid in uids}
+        for uid in self._told.keys() - uids:  # in place: another thread may write meanwhile
+            self._told.pop(uid, None)
 
     def _say(self, member: Member, kind: str, reason: str, message: str, count: int = 1) -> None:
         try:
@@ -83,8 +85,11 @@ class Events:
             try:
                 self._api.tell(*event)
             except Failures as error:
-                self._on_error()
+                self._on_error("api")
                 log.debug("cannot write an event: %s", reason_of(error))
+            except Exception:
+                self._on_error("internal")
+                log.exception("an event was not written")
             time.sleep(EVENT_SECONDS)
 
 

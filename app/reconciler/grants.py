@@ -35,7 +35,10 @@ TRY_SECONDS = 15.0
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 LIFTERS = 4  # gates that are lifted at once
-LIFT_AGAIN_SECONDS = 1.0
+# Slots that one semaphore is given in a turn of the loop, before it is the others' turn.
+MOST_IN_A_TURN = 50
+# So long a grant is good for lifting a gate, and so long a pod is left to the lifters, as a share of its reservation.
+LIFT_SHARE = 1 / 3
 
 
 @dataclass
@@ -74,8 +77,9 @@ class Grants:
         self._events, self._metrics = events, metrics
         self._reservation_seconds, self._budget_seconds = reservation_seconds, budget_seconds
         self._lifters = ThreadPoolExecutor(LIFTERS, thread_name_prefix="lift")
-        # Pods that have a slot, by uid: until when their gate is left to the lifters.
+        # Pods that have a slot, by uid: until when their gate is left to the lifters, who change it too.
         self._lifting: dict[str, float] = {}
+        self._in_vain: dict[str, Patience] = {}  # of gates that could not be lifted, by the pods' uids
         self._patience: dict[str, Patience] = {}
         self._unavailable: dict[str, str] = {}  # what the log has of semaphores that no slot can be had of
         self._poll_at = -math.inf
@@ -98,20 +102,23 @@ class Grants:
         self._end([*news.gone, *news.over])
         waiting = queues(self._waiting(began), time.time())
         self._patience = {name: self._patience.get(name, Patience()) for name in waiting}
+        self._unavailable = {name: why for name, why in self._unavailable.items() if name in waiting}
         for name in news.semaphores & waiting.keys():
             self._patience[name].not_before = -math.inf
         if began < self._poll_at:
             self._serve({name: waiting[name] for name in waiting.keys() & news.semaphores})
         else:
-            self._serve(waiting)
-            now = time.monotonic()
-            self._poll_at = now + min(max(POLL_SECONDS, (now - began) / POLL_SHARE), LONGEST_POLL_SECONDS)
+            took = self._serve(waiting)
+            pause = min(max(POLL_SECONDS, took / POLL_SHARE), LONGEST_POLL_SECONDS)
+            self._poll_at = time.monotonic() + pause
 
     def _waiting(self, now: float) -> Iterable[Member]:
         """Those who need a slot, and have none that we know of."""
         members = self._pods.members()
         gated = {member.uid for member in members if member.stage is Stage.WAITING}
-        self._lifting = {uid: until for uid, until in list(self._lifting.items()) if uid in gated}
+        for known in (self._lifting, self._in_vain):
+            for uid in known.keys() - gated:
+                known.pop(uid, None)
         late = self._pods.late
         for member in members:
             is_gated = member.stage is Stage.WAITING and self._lifting.get(member.uid, -math.inf) <= now
@@ -123,13 +130,20 @@ class Grants:
         for member in members:
             self.turned_at = time.monotonic()
             end = self._semaphores.release if member.stage is Stage.OVER else self._semaphores.withdraw
-            end(member.token, self.turned_at + self._budget_seconds)
+            try:
+                end(member.token, self.turned_at + self._budget_seconds)
+            except Exception:  # what happened to the others is told only once
+                log.exception("a slot was not given back", extra=_facts(member))
+                self._metrics.count_error("internal")
 
-    def _serve(self, waiting: Mapping[str, Sequence[Member]]) -> None:
+    def _serve(self, waiting: Mapping[str, Sequence[Member]]) -> float:
+        """Give slots to whom they are free for; how long it took to look which are, in seconds."""
         lengths = {name: max(member.length for member in queue) for name, queue in waiting.items()}
-        if not lengths:
-            return
-        vacant = self._semaphores.vacant(lengths, time.monotonic() + self._budget_seconds)
+        # What is closed to all who wait is never vacant.
+        wanted = {name: length for name, length in lengths.items() if length}
+        began = time.monotonic()
+        vacant = self._semaphores.vacant(wanted, began + self._budget_seconds) if wanted else frozenset()
+        took = time.monotonic() - began
         if vacant is None:
             self._metrics.count_error("nodes")
             vacant = frozenset()
@@ -141,21 +155,26 @@ class Grants:
                 queue = left
             self._events.tell_places(name, queue, self._unavailable.get(name, ""))
             if self._pods.is_stopped:
-                return
+                break
+        return took
 
     def _let_in(self, semaphore: str, queue: Sequence[Member]) -> list[Member]:
         """Who of the queue has to wait on.
 
-        Each is measured by the length that it brings: who is refused holds up nobody who brings a greater one.
+        Each is measured by the length that it brings: who is refused holds up nobody who brings a greater one. After
+        some it is the turn of the other semaphores, and this one's again when that of all has come.
         """
-        left, full_at = [], 0
+        left, full_at, tries = [], 0, 0
         for at, member in enumerate(queue):
             if member.length <= full_at:
                 left.append(member)
                 continue
-            now = time.time()
-            claim = claim_of(member, now, self._reservation_seconds)
-            deadline = time.monotonic() + self._budget_seconds
+            if tries == MOST_IN_A_TURN or self._pods.is_stopped:
+                return [*left, *queue[at:]]
+            tries += 1
+            self.turned_at = time.monotonic()
+            claim = claim_of(member, time.time(), self._reservation_seconds)
+            deadline = self.turned_at + self._budget_seconds
             match self._semaphores.acquire(claim, itertools.repeat(member.token), deadline):
                 case Grant(slot):
                     self._granted(member, slot)
@@ -182,14 +201,28 @@ class Grants:
 
     def _granted(self, member: Member, slot: int) -> None:
         if member.stage is Stage.WAITING:
-            self._lifting[member.uid] = math.inf
-            self._lifters.submit(self._lift, member, slot)
+            until = time.monotonic() + self._reservation_seconds * LIFT_SHARE
+            self._lifting[member.uid] = until
+            self._lifters.submit(self._lift, member, slot, until)
         else:
             self._pods.note_late(member, is_late=False)
             log.info("its reservation had ended, and it has a slot again", extra=_facts(member, slot))
 
-    def _lift(self, member: Member, slot: int) -> None:
-        """By a thread of its own: the next pod need not wait for the API server."""
+    def _lift(self, member: Member, slot: int, until: float) -> None:
+        """By a thread of its own: the next pod need not wait for the API server.
+
+        What has waited for its turn for so long that the reservation may lapse is left to the loop, which asks for the
+        slot once more.
+        """
+        if time.monotonic() >= until:
+            return
+        try:
+            self._lift_now(member, slot)
+        except Exception:
+            log.exception("a gate was not lifted", extra=_facts(member, slot))
+            self._metrics.count_error("internal")
+
+    def _lift_now(self, member: Member, slot: int) -> None:
         try:
             self._api.lift_gate(member)
         except Failures as error:
@@ -210,8 +243,11 @@ class Grants:
             self._pods.put(member.uid, None)  # what it was granted is withdrawn
         elif present.stage is Stage.WAITING and not present.has_other_gates:
             self._metrics.count_error("api")
-            log.warning("cannot lift the gate of a pod: %s", reason_of(error), extra=_facts(member))
-            self._lifting[member.uid] = time.monotonic() + LIFT_AGAIN_SECONDS
+            if member.uid not in self._in_vain:
+                log.warning("cannot lift the gate of a pod: %s", reason_of(error), extra=_facts(member))
+            patience = self._in_vain.setdefault(member.uid, Patience())
+            patience.note(time.monotonic(), is_served=False)
+            self._lifting[member.uid] = patience.not_before
 
 
 def _facts(member: Member, slot: int | None = None) -> Mapping[str, object]:

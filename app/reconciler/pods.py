@@ -3,9 +3,9 @@
 Knows the shape of a pod as the API server tells of it, decoded JSON. Knows neither the API server nor a node.
 """
 
-import re
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -14,10 +14,15 @@ from app.admission import annotations
 from app.admission.annotations import InvalidAnnotation, SlotRequest
 from app.admission.holder import holder_of
 from app.admission.injection import container_name, gate_name
+from app.admission.seal import is_sealed
 from app.semaphore.model import Claim
 from sidecar.protocol import Variable
 
 Object = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
+
+MOST_TOLD = 1000  # pods without a seal of ours that the log names
 
 
 class Stage(Enum):
@@ -45,6 +50,7 @@ class Member:
     is_marked: bool  # labelled as having waited too long
     semaphore: str  # what its sidecar was told; pods cannot change that
     token: str
+    lease_seconds: int  # the same, for which it renews, whatever its annotation has become
     request: SlotRequest | None  # what its annotations ask for now; None: for nothing, or for what cannot be
     problem: str  # why there is no request
     identity: Object  # of its metadata what a lease tells of its holder
@@ -79,6 +85,8 @@ class Reader:
     """Reads pods, by the names that an installation gives to what is ours."""
 
     variant: str
+    secrets: tuple[bytes, ...] = field(repr=False)  # under which the webhook seals what it tells sidecars
+    _told: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def selector(self) -> str:
@@ -95,12 +103,15 @@ class Reader:
         return gate_name(self.variant)
 
     def read(self, pod: Object) -> Member | None:
-        """The pod, if it has our sidecar. A pod may be anything that its creator could make of it."""
+        """The pod, if it has a sidecar that the webhook made. It may be anything that its creator could make of it."""
         metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
-        told = self._told(spec)
+        told = self._sidecar_env(spec)
         token, semaphore = told.get(Variable.TOKEN, ""), told.get(Variable.SEMAPHORE, "")
-        # One that was made without the webhook may name anything: it can ask for slots of its own namespace alone.
-        if not re.fullmatch(r"[0-9a-f]{32}", token) or not semaphore.startswith(f"{metadata['namespace']}/"):
+        # A copy of a sidecar, in another namespace, is not that namespace's.
+        if not token or not semaphore.startswith(f"{metadata['namespace']}/"):
+            return None
+        if not self._is_ours(told):
+            self._tell_of(metadata)
             return None
         gates = [gate["name"] for gate in spec.get("schedulingGates") or []]
         request, problem = self._request(metadata, semaphore)
@@ -115,12 +126,33 @@ class Reader:
             is_marked=self.mark in (metadata.get("labels") or {}),
             semaphore=semaphore,
             token=token,
+            lease_seconds=int(told[Variable.EXPIRATION]),
             request=request,
             problem=problem,
             identity={"name": metadata["name"], "ownerReferences": metadata.get("ownerReferences") or []},
         )
 
-    def _told(self, spec: Object) -> dict[str, str]:
+    def token(self, pod: Object) -> str:
+        """What the pod's sidecar takes for its token, whoever made it; empty if there is none."""
+        return self._sidecar_env(pod["spec"]).get(Variable.TOKEN, "")
+
+    def _is_ours(self, told: Mapping[str, str]) -> bool:
+        return is_sealed(
+            told.get(Variable.SEAL, ""),
+            self.secrets,
+            semaphore=told[Variable.SEMAPHORE],
+            token=told[Variable.TOKEN],
+            expiration_seconds=told.get(Variable.EXPIRATION, ""),
+        )
+
+    def _tell_of(self, metadata: Object) -> None:
+        """Once: it may be a forgery, or the webhook has another password."""
+        if metadata["uid"] not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(metadata["uid"])
+            pod = f"{metadata['namespace']}/{metadata['name']}"
+            log.warning("pod %s gets no slot: its sidecar was not made by a webhook with this REDIS_PASSWORD", pod)
+
+    def _sidecar_env(self, spec: Object) -> dict[str, str]:
         """What our container has in its environment."""
         ours = container_name(self.variant)
         containers = [*(spec.get("initContainers") or []), *spec["containers"]]
@@ -164,8 +196,8 @@ def claim_of(member: Member, now: float, reservation_seconds: int) -> Claim:
         semaphore=member.semaphore,
         length=request.length,
         reservation_ms=reservation_seconds * 1000,
-        lease_ms=request.expiration_seconds * 1000,
-        holder=holder_of({"metadata": member.identity}, int(now), request.expiration_seconds),
+        lease_ms=member.lease_seconds * 1000,
+        holder=holder_of({"metadata": member.identity}, int(now), member.lease_seconds),
         reuses_token=True,
     )
 

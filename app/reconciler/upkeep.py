@@ -53,9 +53,11 @@ class Upkeep:
         """Whatever is due."""
         began = self._clock()
         if began >= self._survey_at:
-            self._survey()
-            now = self._clock()
-            self._survey_at = now + max(SURVEY_SECONDS, (now - began) / SURVEY_SHARE)
+            try:
+                self._survey()
+            finally:
+                now = self._clock()
+                self._survey_at = now + max(SURVEY_SECONDS, (now - began) / SURVEY_SHARE)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._budget_seconds
@@ -78,7 +80,9 @@ class Upkeep:
     def _count_without_lease(self, overview: Overview, members: list[Member]) -> None:
         held = {slot.lease.token for state in overview.states for slot in state.held}
         running = [member for member in members if member.stage is Stage.RUNNING and not member.is_leaving]
-        self._metrics.pods_without_lease = sum(member.token not in held for member in running)
+        self._metrics.pods_without_lease = sum(
+            member.token not in held for member in running if member.semaphore not in overview.unreadable
+        )
 
     def _withdraw_orphans(self, overview: Overview, members: list[Member]) -> None:
         """End reservations whose pod never came to exist: somebody refused it after us, or the answer was lost."""
@@ -92,19 +96,24 @@ class Upkeep:
         }
         self._orphans = {token: self._orphans.get(token, now) for token in unknown}
         due = {token for token, since in self._orphans.items() if now - since >= GRACE_SECONDS}
-        for semaphore in {unknown[token][0] for token in due}:
-            self._withdraw_of(semaphore, {token: unknown[token][1] for token in due if unknown[token][0] == semaphore})
+        by_namespace: dict[str, dict[str, tuple[str, Slot]]] = {}
+        for token in due:
+            namespace = unknown[token][0].partition("/")[0]
+            by_namespace.setdefault(namespace, {})[token] = unknown[token]
+        for namespace, orphans in by_namespace.items():
+            self._withdraw_of(namespace, orphans)
 
-    def _withdraw_of(self, semaphore: str, orphans: dict[str, Slot]) -> None:
+    def _withdraw_of(self, namespace: str, orphans: dict[str, tuple[str, Slot]]) -> None:
         try:  # what we know of pods may be old
-            known = self._api.tokens(semaphore.partition("/")[0])
+            known = self._api.tokens(namespace)
         except Failures as error:
             self._metrics.count_error("api")
-            log.warning("cannot list the pods of %s: %s", semaphore, reason_of(error))
+            log.warning("cannot list the pods of namespace %s: %s", namespace, reason_of(error))
             return
         for token in orphans.keys() - known:
+            semaphore, slot = orphans[token]
             self._semaphores.withdraw(token, self._deadline())
-            facts = {"semaphore": semaphore, "slot": orphans[token].number, "token": shortened(token)}
+            facts = {"semaphore": semaphore, "slot": slot.number, "token": shortened(token)}
             log.info("withdrew a reservation whose pod does not exist", extra=facts)
 
     def _repair(self, overview: Overview) -> None:

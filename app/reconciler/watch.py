@@ -112,8 +112,11 @@ class Pods:
         return self._is_stopped
 
 
-def keep_watching(api: Api, pods: Pods, on_error: Callable[[], None]) -> None:
-    """List and watch, and begin anew whatever happens: the API server goes away, forgets a version, or is silent."""
+def keep_watching(api: Api, pods: Pods, on_error: Callable[[str], None]) -> None:
+    """List and watch, and begin anew whatever happens: the API server goes away, forgets a version, or is silent.
+
+    `on_error` is told of what kind it was.
+    """
     pause, told = FIRST_PAUSE_SECONDS, ""
     while not pods.is_stopped:
         began = time.monotonic()
@@ -123,7 +126,7 @@ def keep_watching(api: Api, pods: Pods, on_error: Callable[[], None]) -> None:
             for uid, kind, member in api.changes(version):
                 pods.put(uid, None if kind == "DELETED" else member)
         except Failures as error:
-            on_error()
+            on_error("api")
             why = reason_of(error)
             if time.monotonic() - began > LONGEST_PAUSE_SECONDS:  # it went well until now
                 pause, told = FIRST_PAUSE_SECONDS, ""
@@ -131,5 +134,8 @@ def keep_watching(api: Api, pods: Pods, on_error: Callable[[], None]) -> None:
             elif why != told:
                 told = why
                 log.warning("cannot watch pods: %s", why)
-            pods.wait_for_stop(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        except Exception:
+            on_error("internal")
+            log.exception("watching pods failed")
+        pods.wait_for_stop(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -23,6 +23,7 @@ SIDECAR = Sidecar(
     variant="",
     requests={"cpu": "5m", "memory": "16Mi"},
     limits={"cpu": "250m", "memory": "64Mi"},
+    secret=b"hook-password",
 )
 
 

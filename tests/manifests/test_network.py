@@ -34,7 +34,7 @@ OUTSIDE = [
 
 def label_of_holders() -> dict[str, str]:
     """The labels of a pod that had none, once it is admitted."""
-    sidecar = Sidecar("image", Mode.NATIVE, "redis:6379", None, None, "", {}, {})
+    sidecar = Sidecar("image", Mode.NATIVE, "redis:6379", None, None, "", {}, {}, b"")
     pod = {"spec": {"containers": [{"name": "app"}]}}
     patch = inject(pod, sidecar, semaphore="batch/key", slot=0, token="0" * 32, expiration_seconds=30)
     labels: dict[str, str] = JsonPatch.from_string(patch).apply(pod)["metadata"]["labels"]

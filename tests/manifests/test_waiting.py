@@ -3,6 +3,7 @@
 import copy
 import shutil
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -118,9 +119,13 @@ def test_it_needs_no_mesh(alone):
 
 
 def test_it_is_told_what_the_webhook_is_told(waiting):
+    """And, besides, the password before or after, under which nothing is made, but pods are known."""
     theirs = {name: each for name, each in env(waiting.pods["webhook"]).items() if name not in OF_THE_WEBHOOK}
+    ours = env(waiting.pods["reconciler"])
+    also = ours.pop("REDIS_PASSWORD_ALSO")
 
-    assert theirs == env(waiting.pods["reconciler"])
+    assert theirs == ours
+    assert {"secretKeyRef": {"name": ANY, "key": "hook-password-also", "optional": True}} == also["valueFrom"]
 
 
 def test_what_the_webhook_is_told_is_copied_as_dev_says_it(tmp_path):

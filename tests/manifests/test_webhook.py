@@ -30,10 +30,12 @@ def rendered_environ(tree: Tree, component: str = "webhook") -> dict[str, str]:
         key: base64.b64decode(value).decode() for each in tree.all("Secret") for key, value in each["data"].items()
     }
     passwords = {"hook-password": "one", "sidecar-password": "another", **stored}
-    return {
-        name: each["value"] if "value" in each else passwords[each["valueFrom"]["secretKeyRef"]["key"]]
-        for name, each in env(tree.pods[component]).items()
-    }
+    found = {}
+    for name, each in env(tree.pods[component]).items():
+        reference = each.get("valueFrom", {}).get("secretKeyRef", {})
+        if not reference.get("optional") or reference["key"] in passwords:
+            found[name] = passwords[reference["key"]] if reference else each["value"]
+    return found
 
 
 def test_every_variable_is_one_that_the_app_knows(tree):

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 
 from app.reconciler.metrics import Metrics, Waiting
 from app.reconciler.pods import Reader
-from tests.harness.stored import stored_pod
+from tests.harness.stored import SECRET, stored_pod
 
 
 class Page:
@@ -20,7 +20,7 @@ class Page:
     def __init__(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         pods = [stored_pod(name, semaphore="batch/full", key="full", created=now) for name in ("first", "second")]
-        members = [member for pod in pods if (member := Reader("").read(pod))]
+        members = [member for pod in pods if (member := Reader("", (SECRET,)).read(pod))]
         self._metrics = Metrics()
         self._metrics.pods_without_lease = 0
         self._metrics.registry.register(Waiting(lambda: members, monotonic, self._metrics, 1000))

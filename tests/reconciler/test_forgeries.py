@@ -5,6 +5,7 @@ import secrets
 import pytest
 
 from sidecar.protocol import Variable
+from tests.harness.nodes import HOOK_PASSWORD
 from tests.harness.reconciler import token_of, waits
 from tests.reconciler.forgeries import forged
 from tests.reconciler.site import KEY
@@ -27,7 +28,7 @@ def test_a_pod_without_a_sidecar_gets_nothing_and_blocks_nobody(site, elsewhere)
     del bare["spec"]["initContainers"]
     elsewhere.create(bare)
     token = secrets.token_hex(16)
-    elsewhere.create(forged("whole", f"{elsewhere.name}/{KEY}", token))
+    elsewhere.create(forged("whole", f"{elsewhere.name}/{KEY}", token, HOOK_PASSWORD))
     site.start()
 
     site.await_let_in("whole", elsewhere)
@@ -82,8 +83,35 @@ def test_the_token_of_another_pod_under_a_semaphore_of_ones_own_does_not_cost_it
     sidecar = site.run("honest")
     elsewhere.create(forged("copy", f"{elsewhere.name}/{KEY}", token))
     site.await_turns(3)
+    assert waits(elsewhere.pod("copy"))
     elsewhere.delete("copy")
     site.await_turns(3)
 
     assert "honest" in site.held()
     assert not sidecar.said("lost")
+
+
+def test_the_token_of_a_pod_that_has_ended_brings_its_slot_to_life_for_nobody(site, elsewhere):
+    """A lease of the token would make the entry that it left in its own semaphore count again."""
+    process = site.start()
+    token = token_of(site.create("first"))
+    site.await_granted("first")
+    site.run("first")
+    site.end("first")
+    elsewhere.create(forged("copy", f"{elsewhere.name}/{KEY}", token))
+    site.await_turns(3)
+
+    assert waits(elsewhere.pod("copy"))
+    assert site.is_nowhere(token)
+    site.create("next")
+    site.await_let_in("next")
+    told = f"pod {elsewhere.name}/copy gets no slot: its sidecar was not made by a webhook with this REDIS_PASSWORD"
+    assert 1 == process.output.count(told)
+
+
+def test_a_pod_that_was_sealed_under_the_password_before_is_known(site, elsewhere):
+    """As long as that is REDIS_PASSWORD_ALSO."""
+    elsewhere.create(forged("old", f"{elsewhere.name}/{KEY}", secrets.token_hex(16), "the one before"))
+    site.start(REDIS_PASSWORD_ALSO="the one before")
+
+    site.await_let_in("old", elsewhere)

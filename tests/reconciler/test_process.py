@@ -237,7 +237,7 @@ def test_each_variant_sees_to_its_own_pods(site, elsewhere, nodes):
     The second one's user may use any: which, stands in the manifests of each installation.
     """
     token = secrets.token_hex(16)
-    pod = json.dumps(forged("theirs", f"{elsewhere.name}/{KEY}", token))
+    pod = json.dumps(forged("theirs", f"{elsewhere.name}/{KEY}", token, "tester"))
     elsewhere.create(json.loads(pod.replace(GROUP, f"blue.{GROUP}").replace(SIDECAR, f"blue-{SIDECAR}")))
     site.create("ours")
 

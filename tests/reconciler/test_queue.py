@@ -1,11 +1,13 @@
 """Who is let in, when, and before whom: real pods in an API server, real nodes, reconcilers and sidecars."""
 
+import json
 from collections import Counter
 from random import Random
 
 import pytest
 
 from app.admission.annotations import GROUP
+from app.reconciler.grants import MOST_IN_A_TURN
 from tests.harness.control_plane import Namespace, paced
 from tests.harness.reconciler import GATE, WAITED_TOO_LONG, direct_pod, gates, held, token_of, waiting_pod, waits
 from tests.reconciler.site import Site, settled
@@ -49,6 +51,18 @@ def test_semaphores_do_not_wait_for_each_other(site):
     site.create("third", key="free")
 
     site.await_granted("first", "third")
+
+
+def test_a_long_queue_does_not_keep_the_slots_of_other_semaphores_from_them(site):
+    """They have their turn before all of it has been let in."""
+    names = site.create_many(MOST_IN_A_TURN + 20, length=200)
+    site.await_next_second()
+    site.create("another", key="other")
+    process = site.start()
+    site.await_granted(*names, "another", seconds=60)
+
+    order = [json.loads(line)["pod"] for line in process.lines if '"let in"' in line]
+    assert order.index("another") < MOST_IN_A_TURN + 10
 
 
 def test_who_is_admitted_without_waiting_counts_as_well(site):

@@ -81,6 +81,7 @@ def patch_of(case: dict[str, Any]) -> str:
             variant=variant,
             requests=DEFAULTS.sidecar_requests,
             limits=DEFAULTS.sidecar_limits,
+            secret=b"known to webhook and reconciler",
         ),
         semaphore=f"{review.namespace}/{request.key}",
         slot=None if request.when_full is WhenFull.WAIT else 2,

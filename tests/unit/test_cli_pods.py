@@ -82,7 +82,7 @@ def test_the_names_are_those_that_the_webhook_knows():
     assert annotations._MARKER.name == MARKER
     assert f'"path": "/metadata/labels/{GROUP}~1{HOLDER}"' in injection.inject(
         {"metadata": {"labels": {}}, "spec": {"containers": []}},
-        injection.Sidecar("image", Mode.NATIVE, "a:1", None, None, "", {}, {}),
+        injection.Sidecar("image", Mode.NATIVE, "a:1", None, None, "", {}, {}, b""),
         semaphore="batch/db",
         slot=0,
         token="",

@@ -255,7 +255,7 @@ def test_an_injection_applies_to_any_pod_and_changes_nothing_else(pod, mode):
     """What has passed the parser, that is; and one sidecar of ours is there in the end, in its place."""
     before = json.dumps(pod)
     parse_review(review_of(pod))
-    sidecar = Sidecar("image", mode, "redis-0:6379", "user", "password", "", {}, {})
+    sidecar = Sidecar("image", mode, "redis-0:6379", "user", "password", "", {}, {}, b"key")
 
     patch = inject(pod, sidecar, semaphore="batch/db", slot=7, token=TOKEN, expiration_seconds=60)
     patched = jsonpatch.apply_patch(pod, patch)

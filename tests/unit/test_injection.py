@@ -34,7 +34,7 @@ ADDRESSES = "redis-0.redis:6379,redis-1.redis:6379,redis-2.redis:6379"
 
 
 def shared(mode: Mode = Mode.NATIVE, *, username: str | None = None, password: str | None = None) -> Sidecar:
-    return Sidecar("registry.example/hook:1", mode, ADDRESSES, username, password, "", {}, {})
+    return Sidecar("registry.example/hook:1", mode, ADDRESSES, username, password, "", {}, {}, b"key")
 
 
 def pod_of(containers: list[Any], inits: list[Any] | None = None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_the_kubelet_never_gives_up_on_a_sidecar_that_waits():
 
 
 def test_every_variable_of_the_protocol_reaches_the_sidecar():
-    sidecar = Sidecar("image", Mode.NATIVE, ADDRESSES, "sidecar", "secret", "blue", {}, {})
+    sidecar = Sidecar("image", Mode.NATIVE, ADDRESSES, "sidecar", "secret", "blue", {}, {}, b"key")
     container = injected(pod_of([{"name": "app"}]), sidecar)["spec"]["initContainers"][0]
     variables = {text for name, text in vars(Variable).items() if not name.startswith("_")}
     assert variables == environment(container).keys()
@@ -258,7 +258,7 @@ def test_of_a_variable_named_twice_the_last_counts():
 
 
 def test_the_sidecar_has_the_resources_that_it_is_given():
-    shared = Sidecar("image", Mode.NATIVE, ADDRESSES, None, None, "", {"cpu": "1m"}, {"memory": "99Mi"})
+    shared = Sidecar("image", Mode.NATIVE, ADDRESSES, None, None, "", {"cpu": "1m"}, {"memory": "99Mi"}, b"key")
     patch = inject({"spec": {"containers": []}}, shared, semaphore="a/b", slot=0, token="0" * 32, expiration_seconds=60)
 
     (container,) = jsonpatch.apply_patch({"spec": {"containers": []}}, patch)["spec"]["initContainers"]

@@ -270,7 +270,7 @@ def read_all_of(pod: Any) -> None:
     assert remove(pod, name, gate_name(""))
     assert has_gate(pod, gate_name("")) in (True, False)
     for mode, slot in itertools.product(Mode, (0, None)):
-        shared = Sidecar("image", mode, "redis-0:6379", None, None, "", {}, {})
+        shared = Sidecar("image", mode, "redis-0:6379", None, None, "", {}, {}, b"")
         assert inject(pod, shared, semaphore="batch/a", slot=slot, token="0" * 32, expiration_seconds=60)
 
 

@@ -72,6 +72,11 @@ def test_a_reservation_counts_as_removed_where_a_kept_lease_said_so(before, repl
     assert expected == heard(*replies).claimed(before)
 
 
+def test_a_node_lacks_the_lease_that_says_so_and_no_silent_one():
+    """Elsewhere a lost lease is released: there it may have been granted anew meanwhile."""
+    assert {1} == heard([1, 1], [1, 0], None).lacking()
+
+
 def test_a_release_claims_nothing():
     """Its only reply counts keys: 1 is not a prolonged lease."""
     assert set() == heard([1], [2], [1]).claimed(set())

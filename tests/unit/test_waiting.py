@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from app.admission.annotations import GROUP
+from app.admission.seal import seal_of
 from app.cli.waiters import placed
 from app.reconciler.grants import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TRY_SECONDS, Patience
 from app.reconciler.pods import Member, Reader, Stage, claim_of, queues
-from tests.harness.stored import CREATED, CREATED_AT, GATE, OURS, TOKEN, stored_pod
+from tests.harness.stored import CREATED, CREATED_AT, GATE, OURS, SECRET, TOKEN, stored_pod
 
 ENDED = {"terminated": {"exitCode": 0}}
-READER = Reader("")
+READER = Reader("", (b"another", SECRET))
 
 
 def read(*arguments: Any, **options: Any) -> Member:
@@ -74,14 +75,33 @@ def test_how_far_a_pod_has_come_its_status_says(status, gates, stage):
 @pytest.mark.parametrize(
     "other",
     [
-        stored_pod(token="secret"),
+        stored_pod(seal=""),
+        stored_pod(seal="0" * 32),
+        stored_pod(seal="\ud800"),
+        stored_pod(seal=seal_of(SECRET, semaphore="batch/reports-db", token=TOKEN, expiration_seconds="61")),
+        stored_pod(seal=seal_of(SECRET, semaphore="batch/other", token=TOKEN, expiration_seconds="60")),
+        stored_pod(seal=seal_of(SECRET, semaphore="batch/reports-db", token=TOKEN[::-1], expiration_seconds="60")),
+        stored_pod(seal=seal_of(b"a guess", semaphore="batch/reports-db", token=TOKEN, expiration_seconds="60")),
         stored_pod(token=""),
         stored_pod(semaphore="somebody-elses/reports-db"),
         stored_pod(semaphore="batch"),
         {**stored_pod(), "spec": {"containers": [{"name": "app"}], "schedulingGates": [GATE]}},
         {**stored_pod(), "spec": {"containers": [{"name": OURS, "env": [{"name": "TOKEN", "valueFrom": {}}]}]}},
     ],
-    ids=["no token", "empty token", "another namespace", "no key", "no sidecar", "token from elsewhere"],
+    ids=[
+        "no seal",
+        "any seal",
+        "no text",
+        "for another lease",
+        "for another semaphore",
+        "for another token",
+        "by somebody else",
+        "no token",
+        "another namespace",
+        "no key",
+        "no sidecar",
+        "token from elsewhere",
+    ],
 )
 def test_what_the_webhook_cannot_have_made_is_none_of_ours(other):
     assert READER.read(other) is None
@@ -105,9 +125,17 @@ def test_a_pod_whose_annotations_were_changed_for_the_worse_gets_nothing_and_is_
         claim_of(member, 0, 300)
 
 
+def test_a_lease_is_as_long_as_its_sidecar_takes_it_for_whatever_its_annotation_has_become():
+    """Else it would be cut down to less than the sidecar renews it for."""
+    claim = claim_of(read(expiration="5"), 0, 300)
+
+    assert 60_000 == claim.lease_ms
+    assert '"expiration":60}' in claim.holder
+
+
 def test_with_a_variant_all_that_is_ours_has_its_name():
-    assert Reader("blue").read(stored_pod()) is None
-    reader = Reader("blue")
+    reader = Reader("blue", (SECRET,))
+    assert reader.read(stored_pod()) is None
 
     assert [f"blue.{GROUP}/{name}" for name in ("holder", "waited-too-long", "slot")] == [
         reader.selector,
