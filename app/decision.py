@@ -20,8 +20,8 @@ from app.logs import shortened
 from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from app.semaphore.semaphores import Semaphores
 
-# The API server gives up a request after this long (its --request-timeout), so a reservation that is older is
-# not the reinvocation of an admission but a copy of its pod, which needs a slot of its own.
+# The API server gives up a request after this long (its --request-timeout), so what was granted earlier is not the
+# reinvocation of an admission but a copy of its pod, which needs a slot of its own.
 REINVOCATION_SECONDS = 60
 
 
@@ -72,7 +72,7 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
         return Verdict.allow(Reason.DRY_RUN, patch=patch, semaphore=semaphore)
     carried = injection.carried(review.pod, rules.container_name)
     is_gated = injection.has_gate(review.pod, rules.gate_name)  # and would be for ever, if it were left as it is
-    if carried and not is_gated and _is_reinvocation(carried, semaphore, semaphores, rules, deadline):
+    if carried and not is_gated and _is_reinvocation(carried, semaphore, semaphores, deadline):
         return Verdict.allow(Reason.REINVOKED, semaphore=semaphore)
     claim = Claim(
         semaphore=semaphore,
@@ -142,12 +142,11 @@ def _why_not_wait(pod: Pod, rules: Rules) -> str | None:
     return None
 
 
-def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, rules: Rules, deadline: float) -> bool:
+def _is_reinvocation(carried: Carried, semaphore: str, semaphores: Semaphores, deadline: float) -> bool:
     """Whether the pod has just been given this very slot, and only passes through a second time."""
     if carried.semaphore != semaphore or carried.slot is None:
         return False
-    left_ms = semaphores.unclaimed_ms(semaphore, carried.slot, carried.token, deadline)
-    return left_ms is not None and left_ms > max(0, rules.reservation_seconds - REINVOCATION_SECONDS) * 1000
+    return semaphores.is_recent(semaphore, carried.slot, carried.token, REINVOCATION_SECONDS * 1000, deadline)
 
 
 def _verdict(outcome: Outcome, pod: Pod, request: SlotRequest, rules: Rules, semaphore: str) -> Verdict:

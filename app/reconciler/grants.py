@@ -106,7 +106,7 @@ class Grants:
         for name in news.semaphores & waiting.keys():
             self._patience[name].not_before = -math.inf
         if began < self._poll_at:
-            self._serve({name: waiting[name] for name in waiting.keys() & news.semaphores})
+            self._serve({name: queue for name, queue in waiting.items() if name in news.semaphores})
         else:
             took = self._serve(waiting)
             pause = min(max(POLL_SECONDS, took / POLL_SHARE), LONGEST_POLL_SECONDS)

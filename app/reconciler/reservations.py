@@ -43,6 +43,3 @@ class Reservations:
             self._metrics.count_error("nodes")
         elif member.request and (standing is Standing.LOST) is not (member.uid in self._pods.late):
             self._pods.note_late(member, standing is Standing.LOST)
-        elif not member.request and standing is Standing.LOST:
-            # Nobody asks for it again, so that what a minority has left would be prolonged without end.
-            self._semaphores.withdraw(member.token, deadline)

@@ -27,7 +27,7 @@ from sidecar.protocol import Keys
 
 Words = tuple[str | int, ...]
 
-# So many a node looks at in one go for a survey: a few milliseconds, in which nobody else is served.
+# So many a node looks at in one go for a survey or for vacancies: a few milliseconds, in which nobody else is served.
 SURVEYED_SLOTS = 1000
 
 
@@ -135,13 +135,18 @@ class Prolong:
 
 @dataclass(frozen=True, slots=True)
 class Vacant:
-    """Which of some semaphores, each with the length that is asked for, may have a slot to give."""
+    """Which of some semaphores, each with the length that is asked for, may have a slot to give.
+
+    The node looks at a bounded number of slots, and takes the rest for free: so no more semaphores at once than that,
+    and no greater lengths, unless it is one semaphore.
+    """
 
     lengths: Mapping[str, int]
 
     def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
         records = [keys.record(semaphore) for semaphore in self.lengths]
-        return ("EVALSHA", sha["vacant"], len(records), *records, keys.lease(""), *self.lengths.values())
+        lengths = self.lengths.values()
+        return ("EVALSHA", sha["vacant"], len(records), *records, keys.lease(""), SURVEYED_SLOTS, *lengths)
 
     def answer(self, reply: Any) -> Answer:
         semaphores = list(self.lengths)
@@ -165,20 +170,21 @@ class Collect:
 
 
 @dataclass(frozen=True, slots=True)
-class Unclaimed:
-    """How many milliseconds the token's lease on the slot still is a mere reservation; below 1: it is none."""
+class Recent:
+    """Whether an admission was granted the slot for the token within so long, and no sidecar has renewed since."""
 
     semaphore: str
     slot: int
     token: str
+    within_ms: int
 
     def words(self, keys: Keys, sha: Mapping[str, str]) -> Words:
         token = self.token
         names = (keys.record(self.semaphore), keys.lease(token), keys.reservation(token))
-        return ("EVALSHA", sha["unclaimed"], 3, *names, token, self.slot)
+        return ("EVALSHA", sha["recent"], 3, *names, token, self.slot, self.within_ms)
 
     def answer(self, reply: Any) -> Answer:
-        return int(reply)
+        return bool(reply)
 
 
 @dataclass(frozen=True, slots=True)

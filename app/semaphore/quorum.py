@@ -22,10 +22,10 @@ from app.semaphore.commands import (
     Command,
     Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
-    Unclaimed,
     Vacant,
     Withdraw,
 )
@@ -235,15 +235,19 @@ def renew(token: str, lease_ms: int, nodes: int) -> Steps[Renewal]:
 def prolong(token: str, reservation_ms: int, nodes: int) -> Steps[Standing]:
     """Give a reservation more time on all nodes, and say how it stands.
 
-    A sidecar that any node has heard of has started. A lease that no majority has is lost.
+    A sidecar that any node has heard of has started. Where a majority answers, and no majority has the reservation, it
+    is lost: silent nodes may have it too, but may be so for long, and all the while a minority would keep it without
+    its being of use. Whoever asks for the slot again, with the same token, finds it or is granted it.
     """
     answers = yield Ask({node: Prolong(token, reservation_ms) for node in range(nodes)}, wait_for_all)
     said = Counter(answer for answer in answers.values() if isinstance(answer, Standing))
+    if said.total() < majority(nodes):
+        return Standing.UNKNOWN
     if said[Standing.LOST] >= majority(nodes):
         return Standing.LOST
-    if said[Standing.RESERVED] + said[Standing.CLAIMED] < majority(nodes):
-        return Standing.UNKNOWN
-    return Standing.CLAIMED if said[Standing.CLAIMED] else Standing.RESERVED
+    if said[Standing.CLAIMED]:
+        return Standing.CLAIMED
+    return Standing.RESERVED if said[Standing.RESERVED] >= majority(nodes) else Standing.LOST
 
 
 def vacant(lengths: Mapping[str, int], nodes: int) -> Steps[frozenset[str] | None]:
@@ -264,12 +268,18 @@ def vacant(lengths: Mapping[str, int], nodes: int) -> Steps[frozenset[str] | Non
 
 
 def _batches(lengths: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """As many semaphores at once as a node can look at without keeping others waiting, one at least."""
+    """As many semaphores at once as a node can look at without keeping others waiting, one at least.
+
+    By their lengths, as it looks at that many slots of each in any case: a full one that it could not look at would
+    seem vacant, and cost an admission in vain. However short, each costs a look at its record.
+    """
     batch: dict[str, int] = {}
+    looks = 0
     for semaphore, length in lengths.items():
-        if batch and sum(batch.values()) + length > SURVEYED_SLOTS:
+        looks += max(1, length)
+        if batch and looks > SURVEYED_SLOTS:
             yield batch
-            batch = {}
+            batch, looks = {}, max(1, length)
         batch[semaphore] = length
     if batch:
         yield batch
@@ -289,14 +299,17 @@ def collect(semaphore: str, idle_seconds: int, nodes: int) -> Steps[bool]:
     return True
 
 
-def unclaimed_ms(semaphore: str, slot: int, token: str, nodes: int) -> Steps[int | None]:
-    """How long the token's lease on the slot still is a mere reservation, by a majority; None: cannot be said.
+def recent(semaphore: str, slot: int, token: str, within_ms: int, nodes: int) -> Steps[bool]:
+    """Whether a majority says that an admission was granted the slot for the token within so long, and no sidecar runs.
 
-    Below 1 if a majority knows of no such reservation.
+    Not if it cannot be said: whoever asks takes another slot then.
     """
-    answers = yield Ask({node: Unclaimed(semaphore, slot, token) for node in range(nodes)}, wait_for_all)
-    left = sorted((int(answer) for answer in _heard(answers).values() if isinstance(answer, int)), reverse=True)
-    return left[majority(nodes) - 1] if len(left) >= majority(nodes) else None
+
+    def is_confirmed(heard: Answers) -> bool:
+        return sum(answer is True for answer in heard.values()) >= majority(nodes)
+
+    answers = yield Ask({node: Recent(semaphore, slot, token, within_ms) for node in range(nodes)}, is_confirmed)
+    return is_confirmed(answers)
 
 
 def repair(semaphore: str, nodes: int, clock: Callable[[], float]) -> Steps[bool]:

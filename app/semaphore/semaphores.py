@@ -84,9 +84,9 @@ class Semaphores:
         """Bring nodes up to date that lack the semaphore's record or leases in it; whether no node is left out."""
         return self._drive(quorum.repair(semaphore, len(self._nodes), time.monotonic), deadline)
 
-    def unclaimed_ms(self, semaphore: str, slot: int, token: str, deadline: float) -> int | None:
-        """How long the token's lease on the slot still is a mere reservation; None if no majority answered."""
-        return self._drive(quorum.unclaimed_ms(semaphore, slot, token, len(self._nodes)), deadline)
+    def is_recent(self, semaphore: str, slot: int, token: str, within_ms: int, deadline: float) -> bool:
+        """Whether an admission was granted the slot for the token within so long, and no sidecar has renewed since."""
+        return self._drive(quorum.recent(semaphore, slot, token, within_ms, len(self._nodes)), deadline)
 
     def health(self, deadline: float) -> Mapping[Address, Health]:
         """How each node is, one after the other."""

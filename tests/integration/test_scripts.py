@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,15 +14,17 @@ from app.semaphore.commands import (
     AskVitals,
     Command,
     ListNames,
+    Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
     Survey,
-    Unclaimed,
+    Vacant,
     load_scripts,
 )
-from app.semaphore.model import Claim, Full, Granted, Lease, Names, Page, Record, Taken, Unknown
+from app.semaphore.model import Claim, Full, Granted, Lease, Names, Page, Record, Standing, Taken, Unknown
 from sidecar.protocol import Keys
 from tests.harness.nodes import ACL, HOOK_PASSWORD, HOOK_USER, RedisNode, redis_nodes
 from tests.harness.semaphores import RECORD, SEMAPHORE
@@ -58,19 +61,30 @@ class Hook:
         lease_ms: int = LIFE_MS,
         holder: str = "{}",
         found: bool = True,
+        reuses_token: bool = False,
         **more: Any,
     ) -> Any:
-        return self.ask(Acquire(Claim(SEMAPHORE, length, life_ms, lease_ms, holder), token, found=found, **more))
+        claim = Claim(SEMAPHORE, length, life_ms, lease_ms, holder, reuses_token)
+        return self.ask(Acquire(claim, token, found=found, **more))
 
-    def fill(self, slots: Iterable[int]) -> None:
+    def fill(self, slots: Iterable[int], semaphore: str = SEMAPHORE) -> None:
         """Leases of s0, s1, … in these slots, as the scripts would have written them, all at once."""
-        slots = list(slots)
+        slots, record = list(slots), Keys().record(semaphore)
         with self.admin.pipeline() as batch:
-            batch.hset(RECORD, mapping={"bound": max(slots) + 1, "longest": LIFE_MS})
+            batch.hset(record, mapping={"bound": max(slots) + 1, "longest": LIFE_MS})
             for slot in slots:
-                batch.hset(RECORD, str(slot), f"s{slot}")
+                batch.hset(record, str(slot), f"s{slot}")
                 batch.set(f"lease:s{slot}", f"holder-{slot}", px=60_000)
             batch.execute()
+
+    def now_ms(self) -> int:
+        seconds, microseconds = self.admin.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def lookups(self) -> int:
+        """How many keys it has looked for so far, whether or not they were there."""
+        stats: Any = self.admin.info("stats")
+        return int(stats["keyspace_hits"]) + int(stats["keyspace_misses"])
 
     def close(self) -> None:
         self._client.close()
@@ -105,12 +119,13 @@ def test_without_a_record_it_is_unknown_and_nothing_is_written(hook):
 
 
 def test_founding_writes_record_lease_and_reservation(hook):
-    now = hook.admin.time()[0]
+    now_ms = hook.now_ms()
     assert Granted(1) == hook.acquire("a", start=1, life_ms=30_000, holder='{"owner":"Job/a"}')
 
     assert {"1": "a", "length": "3", "bound": "2", "longest": "60000"} == record_of(hook)
-    assert 0 <= int(hook.admin.hget(RECORD, "touched")) - now <= 5
-    assert ['{"owner":"Job/a"}', ""] == hook.admin.mget("lease:a", "reservation:a")
+    assert 0 <= int(hook.admin.hget(RECORD, "touched")) - now_ms // 1000 <= 5
+    assert '{"owner":"Job/a"}' == hook.admin.get("lease:a")
+    assert now_ms <= int(hook.admin.get("reservation:a")) <= hook.now_ms()
     assert 25_000 < hook.admin.pttl("lease:a") <= 30_000
     assert 25_000 < hook.admin.pttl("reservation:a") <= 30_000
     assert -1 == hook.admin.pttl(RECORD)
@@ -159,6 +174,32 @@ def test_the_same_token_gets_the_slot_it_has_and_nothing_is_prolonged(hook):
     assert Granted(2) == hook.acquire("a", 5, slot=3)  # no vote for slot 3: the client compares
     assert {"2": "a", "length": "5", "bound": "3", "longest": "60000"} == record_of(hook)
     assert hook.admin.pttl("lease:a") <= 30_000
+
+
+LONGEST_MS = 10 * LIFE_MS
+
+
+@pytest.mark.parametrize("asked", [{"start": 4}, {"slot": 2}])
+def test_a_token_of_a_pod_that_was_admitted_before_is_prolonged_as_long_as_it_is_a_reservation(hook, asked):
+    """A gate is lifted by the answer."""
+    hook.acquire("a", 5, start=2, life_ms=5000)
+
+    assert Granted(2) == hook.acquire("a", 5, life_ms=LONGEST_MS, reuses_token=True, **asked)
+    assert hook.admin.pexpiretime("lease:a") == hook.admin.pexpiretime("reservation:a")
+    assert LONGEST_MS - LIFE_MS < hook.admin.pttl("lease:a") <= LONGEST_MS
+    assert str(LONGEST_MS) == hook.admin.hget(RECORD, "longest")
+    hook.acquire("b", 5, slot=2)  # who cuts down what is longer than that
+    assert LONGEST_MS - LIFE_MS < hook.admin.pttl("lease:a")
+
+
+def test_a_lease_that_a_sidecar_has_renewed_is_the_sidecars_whoever_asks_for_its_token(hook):
+    hook.acquire("a", 5, start=2, life_ms=5000)
+    hook.admin.delete("reservation:a")
+
+    assert Granted(2) == hook.acquire("a", 5, life_ms=LONGEST_MS, reuses_token=True)
+    assert hook.admin.pttl("lease:a") <= 5000
+    assert not hook.admin.exists("reservation:a")
+    assert str(LIFE_MS) == hook.admin.hget(RECORD, "longest")
 
 
 def test_a_token_whose_lease_has_ended_is_granted_anew(hook):
@@ -436,16 +477,61 @@ def test_a_restored_lease_past_the_length_is_counted(hook):
     assert 2 == hook.acquire("c", 2).held
 
 
-# unclaimed ----------------------------------------------------------------------------------------------
+# recent -------------------------------------------------------------------------------------------------
 
 
-def test_unclaimed_is_the_rest_of_a_reservation(hook):
-    hook.acquire("a", slot=1, life_ms=30_000)
-
-    assert 25_000 < hook.ask(Unclaimed(SEMAPHORE, 1, "a")) <= 30_000
+WITHIN_A_MINUTE = Recent(SEMAPHORE, 1, "a", 60_000)
 
 
-def test_unclaimed_is_nothing_for_another_slot_another_token_or_a_claimed_or_ended_lease(hook):
+def is_recent(hook: Hook, **other: Any) -> bool:
+    """Whether `a` was granted slot 1 within the last minute, or `other` was."""
+    return bool(hook.ask(replace(WITHIN_A_MINUTE, **other)))
+
+
+def let_pass(hook: Hook, seconds: int) -> None:
+    """The grant of `a` is so long ago."""
+    hook.admin.set("reservation:a", hook.now_ms() - seconds * 1000, keepttl=True)
+
+
+def test_a_grant_is_recent_by_its_instant(hook):
+    hook.acquire("a", slot=1)
+    assert is_recent(hook)
+    let_pass(hook, 30)
+    assert is_recent(hook)
+    let_pass(hook, 61)
+    assert not is_recent(hook)
+    let_pass(hook, -30)  # the node's clock was set back
+    assert not is_recent(hook)
+
+
+def test_nothing_makes_a_grant_recent_again(hook):
+    """A pod that was copied must not pass for one that is admitted just now."""
+    hook.acquire("a", slot=1)
+    let_pass(hook, 61)
+
+    assert Standing.RESERVED is hook.ask(Prolong("a", LONGEST_MS))
+    assert not is_recent(hook)
+    assert Granted(1) == hook.acquire("a")
+    assert not is_recent(hook)
+    assert Granted(1) == hook.acquire("a", reuses_token=True)
+    assert not is_recent(hook)
+
+
+def test_what_is_granted_for_a_pod_that_was_admitted_before_is_not_recent(hook):
+    """Its reservation had lapsed, and it may have been copied since."""
+    hook.acquire("a", slot=1, reuses_token=True)
+
+    assert "" == hook.admin.get("reservation:a")
+    assert not is_recent(hook)
+
+
+def test_what_a_repair_has_written_is_not_recent(hook):
+    hook.ask(Restore(SEMAPHORE, False, Record(3, 90_000, {1: Lease("a", 30_000, 30_000, "A")})))
+
+    assert not is_recent(hook)
+
+
+def test_another_slot_another_token_and_a_claimed_or_ended_lease_are_not_recent(hook):
     hook.acquire("a", slot=1)
     hook.acquire("claimed", slot=0)
     hook.admin.delete("reservation:claimed")
@@ -453,8 +539,76 @@ def test_unclaimed_is_nothing_for_another_slot_another_token_or_a_claimed_or_end
     hook.admin.delete("lease:ended")
 
     asked = [(0, "a"), (1, "b"), (0, "claimed"), (2, "ended")]
-    assert [-2] * 4 == [hook.ask(Unclaimed(SEMAPHORE, slot, token)) for slot, token in asked]
-    assert -2 == hook.ask(Unclaimed("batch/other", 1, "a"))
+    assert [False] * 4 == [is_recent(hook, slot=slot, token=token) for slot, token in asked]
+    assert not is_recent(hook, semaphore="batch/other")
+
+
+# vacant -------------------------------------------------------------------------------------------------
+
+
+def vacant(hook: Hook, lengths: dict[str, int]) -> set[str]:
+    return set(hook.ask(Vacant(lengths)).semaphores)
+
+
+def abandon(hook: Hook, semaphores: Iterable[str], bound: int = 5000) -> None:
+    """Records of semaphores that were long, and whose leases have all ended."""
+    record: Any = {"bound": bound, **{str(slot): f"dead{slot}" for slot in range(bound)}}
+    with hook.admin.pipeline() as batch:
+        for semaphore in semaphores:
+            batch.hset(Keys().record(semaphore), mapping=record)
+        batch.execute()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_however_long_semaphores_were_a_look_for_vacancies_is_bounded(hook, length):
+    """Nobody else is served meanwhile, and a pod may bring any length."""
+    names = [f"evil/{number}" for number in range(20)]
+    abandon(hook, names)
+    before = hook.lookups()
+
+    assert (set(names) if length else set()) == vacant(hook, dict.fromkeys(names, length))
+    # At most a record's bound, once for all of its slots, and a slot's lease.
+    assert hook.lookups() - before <= 20 + 2 * 1000
+
+
+def test_a_look_for_vacancies_ends_where_it_is_decided(hook):
+    """With the fourth slot, as the first is free."""
+    hook.fill(range(1, 900))
+    before = hook.lookups()
+
+    assert set() == vacant(hook, {SEMAPHORE: 3})
+    assert hook.lookups() - before <= 3 + 3
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(999, set()), (1000, {SEMAPHORE})])
+def test_leases_past_the_length_are_found_among_a_thousand_slots(hook, slot, expected):
+    """Further on it is only a hint that a slot is free: whoever asks for one is told better."""
+    hook.fill([slot])
+
+    assert expected == vacant(hook, {SEMAPHORE: 1})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_that_was_long_leaves_the_others_their_looks(hook, order):
+    lengths = {"evil/long": 1, "batch/large": 500, "batch/small": 499}
+    hook.fill(range(500), "batch/large")
+    hook.fill(range(499), "batch/small")
+    abandon(hook, ["evil/long"])
+
+    assert {"evil/long"} == vacant(hook, dict(list(lengths.items())[::order]))
+
+
+def test_all_slots_of_one_semaphore_are_looked_at_however_many_they_are(hook):
+    hook.fill(range(10_000))
+    assert set() == vacant(hook, {SEMAPHORE: 10_000})
+    hook.ask(Release("s9999"))
+    assert {SEMAPHORE} == vacant(hook, {SEMAPHORE: 10_000})
+
+
+def test_a_closed_semaphore_is_never_vacant(hook):
+    hook.acquire("a")
+
+    assert set() == vacant(hook, {SEMAPHORE: 0, "batch/unknown": 0})
 
 
 # survey: what people and metrics are told -----------------------------------------------------------------
@@ -595,7 +749,7 @@ def everything(node: RedisNode) -> None:
         assert hook.ask(Renew("a", 60_000))
         assert hook.ask(Release("a"))
         assert Granted(1) == hook.acquire("c", 2, start=1)
-        assert -2 < hook.ask(Unclaimed(SEMAPHORE, 1, "c"))
+        assert is_recent(hook, token="c")
         hook.fill(range(40))
         assert 40 == hook.acquire("d", 40).held
         assert 40 == len(hook.ask(Read(SEMAPHORE)).leases)

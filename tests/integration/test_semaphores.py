@@ -361,17 +361,25 @@ def test_an_unknown_token_may_be_released_and_is_not_renewed(nodes, semaphores):
     assert {0: "a.0"} == leases_on(nodes[0])
 
 
-def test_a_reservation_is_unclaimed_until_its_sidecar_has_renewed(nodes, semaphores):
+def test_a_grant_is_recent_as_long_as_a_majority_says_so(nodes, semaphores):
     grant = acquire(semaphores, "a", 3)
     settle(nodes)
-    assert 0 < semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) <= LIFE_MS
-    for node in nodes[:2]:
-        with node.client() as client:
-            client.delete("reservation:a.0")
+    asked = (SEMAPHORE, grant.slot, grant.token, LIFE_MS)
 
-    assert semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) < 1
+    assert semaphores.is_recent(*asked, soon())
+    down(nodes, [0])
+    assert semaphores.is_recent(*asked, soon())
+    with nodes[1].client() as client:  # as a sidecar does it
+        client.delete("reservation:a.0")
+    assert not semaphores.is_recent(*asked, soon())
+
+
+def test_a_grant_that_only_a_minority_can_tell_of_is_not_recent(nodes, semaphores):
+    grant = acquire(semaphores, "a", 3)
+    settle(nodes)
     down(nodes, [0, 1])
-    assert semaphores.unclaimed_ms(SEMAPHORE, grant.slot, grant.token, soon()) is None
+
+    assert not semaphores.is_recent(SEMAPHORE, grant.slot, grant.token, LIFE_MS, soon())
 
 
 # Nodes that lost data -----------------------------------------------------------------------------------
@@ -883,6 +891,15 @@ def test_whoever_asks_with_the_same_token_gets_the_same_slot(nodes):
     assert [1, 1, 1] == [len(leases_on(node)) for node in nodes]
 
 
+def test_who_asks_again_for_a_reservation_has_it_for_as_long_again(nodes):
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "a" * 32, reservation_ms=5000)
+        settle(nodes)
+        assert Grant(0, "a" * 32) == wait_in_line(semaphores, "a" * 32)
+
+        wait_for(lambda: all(left_ms(node, "a" * 32) > 5000 for node in nodes), "the reservation to be renewed")
+
+
 def test_a_reservation_is_withdrawn_and_a_renewed_lease_is_not(nodes):
     with semaphores_on(nodes) as semaphores:
         wait_in_line(semaphores, "a" * 32)
@@ -921,6 +938,23 @@ def test_how_a_reservation_stands_and_that_it_lasts_longer(nodes):
         assert Standing.UNKNOWN is semaphores.prolong(token, LIFE_MS, soon())
         nodes[0].resume()
         nodes[1].resume()
+
+
+def test_what_one_node_has_left_while_another_is_away_is_lost_and_granted_again(nodes):
+    """The second node was away when it was granted, and the third, which has it too, is away now."""
+    token = "a" * 32
+    with semaphores_on(nodes) as semaphores:
+        wait_in_line(semaphores, "b" * 32, length=2)
+        settle(nodes)
+        nodes[1].kill()
+        granted = wait_in_line(semaphores, token, length=2)
+        assert isinstance(granted, Grant)
+        nodes[2].kill()
+        nodes[1].start()
+
+        wait_for(lambda: semaphores.prolong(token, LIFE_MS, soon()) is Standing.LOST, "it to be known as lost")
+        assert granted == wait_in_line(semaphores, token, length=2)
+        assert Standing.RESERVED is semaphores.prolong(token, LIFE_MS, soon())
 
 
 def test_a_lease_that_a_sidecar_has_renewed_is_not_prolonged(nodes):

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from app.semaphore.commands import (
+    SURVEYED_SLOTS,
     Acquire,
     Collect,
     Command,
     Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
-    Unclaimed,
     Vacant,
     Withdraw,
 )
@@ -54,6 +55,7 @@ class Node:
     records: dict[str, Kept] = field(default_factory=dict)
     leases: dict[str, tuple[int, str]] = field(default_factory=dict)  # token -> end, holder
     reservations: dict[str, int] = field(default_factory=dict)  # token -> end
+    granted: dict[str, int] = field(default_factory=dict)  # token with a reservation -> when an admission got it
 
     def execute(self, command: Command) -> Answer:
         """Do what the command says, at once and as a whole, and answer."""
@@ -83,6 +85,8 @@ class Node:
         record = self.records.get(claim.semaphore, Kept())
         before = self._slot_held(record, token)
         if before is not None:
+            if claim.reuses_token and self._prolong(Prolong(token, claim.reservation_ms)) is Standing.RESERVED:
+                record.longest_ms, record.touched_ms = max(record.longest_ms, claim.longest_ms), self.now_ms
             return Granted(before)
         if self.left_ms(token):
             return Full(0, (), 0) if command.slot is None else Taken()
@@ -130,13 +134,14 @@ class Node:
 
     @_do.register
     def _vacant(self, command: Vacant) -> Answer:
-        return Vacancies(
-            frozenset(
-                semaphore
-                for semaphore, length in command.lengths.items()
-                if sum(bool(self.left_ms(token)) for token in self._slots(semaphore).values()) < length
-            )
-        )
+        spare = SURVEYED_SLOTS - sum(command.lengths.values())
+        found = set()
+        for semaphore, length in command.lengths.items():
+            looked, held = self._look_at(self.records.get(semaphore, Kept()), length, spare)
+            spare -= max(0, looked - length)
+            if held < length:
+                found.add(semaphore)
+        return Vacancies(frozenset(found))
 
     @_do.register
     def _collect(self, command: Collect) -> Answer:
@@ -151,11 +156,11 @@ class Node:
         return True
 
     @_do.register
-    def _unclaimed(self, command: Unclaimed) -> Answer:
-        record = self.records.get(command.semaphore, Kept())
-        if record.slots.get(command.slot) != command.token or not self.left_ms(command.token):
-            return -2
-        return self._unclaimed_ms(command.token)
+    def _recent(self, command: Recent) -> Answer:
+        token, record = command.token, self.records.get(command.semaphore, Kept())
+        if record.slots.get(command.slot) != token or not self.left_ms(token) or self._unclaimed_ms(token) <= 0:
+            return False
+        return token in self.granted and self.now_ms - self.granted[token] <= command.within_ms
 
     @_do.register
     def _read(self, command: Read) -> Answer:
@@ -191,6 +196,7 @@ class Node:
                 self.leases[lease.token] = (self.now_ms + lease.left_ms, lease.holder)
                 if lease.unclaimed_ms > 0:
                     self.reservations[lease.token] = self.now_ms + lease.unclaimed_ms
+                    self.granted.pop(lease.token, None)
                 written += 1
         record.touched_ms = self.now_ms
         record.length = command.record.length
@@ -201,14 +207,25 @@ class Node:
         self.records[command.claim.semaphore] = record
         end = self.now_ms + command.claim.reservation_ms
         record.touched_ms = self.now_ms
+        self.granted[command.token] = self.now_ms
         if command.claim.reuses_token:
             self._forget_entries(record, command.token)
+            del self.granted[command.token]
         record.slots[slot] = command.token
         record.length, record.bound = command.claim.length, max(record.bound, slot + 1)
         record.longest_ms = max(record.longest_ms, command.claim.longest_ms)
         self.leases[command.token] = (end, command.claim.holder)
         self.reservations[command.token] = end
         return Granted(slot)
+
+    def _look_at(self, record: Kept, length: int, spare: int) -> tuple[int, int]:
+        """At its length's slots, and so many more, until that many are held; how many it looked at, and are held."""
+        looked = held = 0
+        if record.bound >= length:
+            while held < length and looked < min(record.bound, length + max(0, spare)):
+                held += bool(self.left_ms(record.slots.get(looked, "")))
+                looked += 1
+        return looked, held
 
     def _slots(self, semaphore: str) -> dict[int, str]:
         return self.records.get(semaphore, Kept()).slots

@@ -14,10 +14,10 @@ from app.semaphore.commands import (
     Command,
     Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
-    Unclaimed,
     Vacant,
     Withdraw,
     load_scripts,
@@ -43,11 +43,14 @@ CLAIMS = st.builds(
     st.sampled_from("xyz"),
     st.booleans(),
 )
+# Also as far past all lengths as a look for vacancies goes, and one further.
+FAR_SLOTS = st.sampled_from([999, 1000])
+LEASES = st.builds(Lease, TOKENS, LIVES_MS, st.sampled_from([0, 5 * MINUTE_MS]), st.just("r"))
 RECORDS = st.builds(
     Record,
     st.integers(1, 4),
     st.sampled_from([5 * MINUTE_MS, 60 * MINUTE_MS]),
-    st.dictionaries(SLOTS, st.builds(Lease, TOKENS, LIVES_MS, st.sampled_from([0, 5 * MINUTE_MS]), st.just("r"))),
+    st.dictionaries(SLOTS | FAR_SLOTS, LEASES),
 )
 ANY_SLOT = st.builds(Acquire, CLAIMS, TOKENS, start=SLOTS, found=st.just(True))
 COMMANDS: st.SearchStrategy[Command] = st.one_of(
@@ -60,7 +63,7 @@ COMMANDS: st.SearchStrategy[Command] = st.one_of(
     st.builds(Prolong, TOKENS, LIVES_MS),
     st.builds(Vacant, st.dictionaries(SEMAPHORES, st.integers(0, 5), min_size=1)),
     st.builds(Collect, SEMAPHORES, st.sampled_from([0, 86_400]), st.booleans()),
-    st.builds(Unclaimed, SEMAPHORES, SLOTS, TOKENS),
+    st.builds(Recent, SEMAPHORES, SLOTS, TOKENS, st.sampled_from([-1, 60 * MINUTE_MS])),
     st.builds(Read, SEMAPHORES),
     st.builds(Restore, SEMAPHORES, st.booleans(), RECORDS),
 )

@@ -10,10 +10,10 @@ from app.semaphore.commands import (
     Command,
     Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
-    Unclaimed,
     Vacant,
     Withdraw,
     load_scripts,
@@ -21,7 +21,7 @@ from app.semaphore.commands import (
 from app.semaphore.model import Claim, Full, Granted, Lease, Record, Standing, Taken, Unknown, Vacancies
 from sidecar.protocol import Keys
 
-SCRIPTS = ("acquire", "collect", "prolong", "read", "restore", "survey", "unclaimed", "vacant", "withdraw")
+SCRIPTS = ("acquire", "collect", "prolong", "read", "recent", "restore", "survey", "vacant", "withdraw")
 SHA = {name: f"sha-of-{name}" for name in SCRIPTS}
 CLAIM = Claim("batch/reports-db", 3, 60_000, 90_000, '{"owner":"Job/a"}')
 
@@ -41,7 +41,7 @@ def test_every_key_carries_the_variant(variant):
         Prolong("t", 1),
         Vacant({CLAIM.semaphore: 3}),
         Collect(CLAIM.semaphore, 60, removing=True),
-        Unclaimed(CLAIM.semaphore, 0, "t"),
+        Recent(CLAIM.semaphore, 0, "t", 1),
         Read(CLAIM.semaphore),
         Restore(CLAIM.semaphore, True, Record(3, 90_000, {})),
     ]
@@ -86,14 +86,20 @@ def test_replies_to_an_acquire(reply, expected):
     assert expected == Acquire(CLAIM, "t").answer(reply)
 
 
-@pytest.mark.parametrize("command", [Renew("t", 1), Release("t")])
+@pytest.mark.parametrize("command", [Renew("t", 1), Release("t"), Recent("a/b", 0, "t", 1)])
 @pytest.mark.parametrize(("reply", "expected"), [(0, False), (1, True), (2, True)])
-def test_replies_to_a_renewal_and_a_release(command, reply, expected):
+def test_replies_that_say_yes_or_no(command, reply, expected):
     assert expected is command.answer(reply)
 
 
 def test_replies_to_a_prolongation():
     assert [Standing.LOST, Standing.RESERVED, Standing.CLAIMED] == [Prolong("t", 1).answer(reply) for reply in range(3)]
+
+
+def test_the_lengths_of_semaphores_come_in_the_order_of_their_records():
+    words = Vacant({"a/b": 3, "a/c": 0}).words(Keys(), SHA)
+
+    assert ("EVALSHA", "sha-of-vacant", 2, "slots:a/b", "slots:a/c", "lease:", 1000, 3, 0) == words
 
 
 def test_semaphores_with_room_go_by_their_numbers():

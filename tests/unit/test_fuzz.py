@@ -220,7 +220,13 @@ METADATA = objects(
 PODS = objects(
     {
         "spec": objects(
-            {"containers": CONTAINERS}, {"initContainers": st.none() | CONTAINERS, "ephemeralContainers": CONTAINERS}
+            {"containers": CONTAINERS},
+            {
+                "initContainers": st.none() | CONTAINERS,
+                "ephemeralContainers": CONTAINERS,
+                "schedulingGates": st.none() | st.lists(objects({"name": TEXT}, {}), max_size=2),
+                "nodeName": st.none() | TEXT,
+            },
         )
     },
     {"metadata": st.none() | METADATA},

@@ -14,10 +14,10 @@ from app.semaphore.commands import (
     Collect,
     Prolong,
     Read,
+    Recent,
     Release,
     Renew,
     Restore,
-    Unclaimed,
     Vacant,
     Withdraw,
 )
@@ -618,8 +618,12 @@ def test_a_release_goes_to_all_nodes_and_says_whether_a_majority_has_answered(he
         ([Standing.RESERVED, Standing.CLAIMED, SILENT], Standing.CLAIMED),
         ([Standing.RESERVED, Standing.LOST, Standing.LOST], Standing.LOST),
         ([SILENT, Standing.LOST, Standing.LOST], Standing.LOST),
-        ([Standing.RESERVED, Standing.LOST, SILENT], Standing.UNKNOWN),
+        ([Standing.RESERVED, Standing.LOST, SILENT], Standing.LOST),
+        ([Standing.CLAIMED, Standing.LOST, SILENT], Standing.CLAIMED),
+        ([Standing.CLAIMED, Standing.LOST, Standing.LOST], Standing.LOST),
         ([Standing.RESERVED, PASSED_OVER, SILENT], Standing.UNKNOWN),
+        ([Standing.CLAIMED, PASSED_OVER, SILENT], Standing.UNKNOWN),
+        ([Standing.LOST, PASSED_OVER, SILENT], Standing.UNKNOWN),
         ([SILENT] * 3, Standing.UNKNOWN),
     ],
 )
@@ -627,6 +631,23 @@ def test_how_a_reservation_stands_a_majority_says(answers, expected):
     play = Play(quorum.prolong("a", 9000, 3))
     assert dict.fromkeys(range(3), Prolong("a", 9000)) == play.asked
     assert not play.step.enough({0: Standing.RESERVED, 1: Standing.RESERVED})
+    play.answer(dict(enumerate(answers)))
+
+    assert expected is play.outcome
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([Standing.RESERVED] * 2 + [Standing.LOST] * 2 + [SILENT], Standing.LOST),
+        ([Standing.RESERVED] * 3 + [Standing.LOST] * 2, Standing.RESERVED),
+        ([Standing.CLAIMED] + [Standing.LOST] * 2 + [SILENT] * 2, Standing.CLAIMED),
+        ([Standing.RESERVED] * 2 + [SILENT] * 3, Standing.UNKNOWN),
+    ],
+)
+def test_what_no_majority_has_is_lost_if_a_majority_answers(answers, expected):
+    """Whoever is silent may have it, but is of no use: else it would be waited for as long as that node is away."""
+    play = Play(quorum.prolong("a", 9000, 5), nodes=5)
     play.answer(dict(enumerate(answers)))
 
     assert expected is play.outcome
@@ -662,6 +683,17 @@ def test_no_more_semaphores_are_asked_for_at_once_than_a_node_can_look_at():
     assert {"a/a", "a/b", "a/c", "a/d"} == play.outcome
 
 
+def test_semaphores_of_no_length_are_not_asked_for_without_end_either():
+    """A look at a record is not for nothing."""
+    play = Play(quorum.vacant({f"a/{number}": 0 for number in range(2500)}, 3))
+    asked = []
+    while play.step:
+        asked.append(len(play.asked[0].lengths))
+        play.answer_all(Vacancies(frozenset()))
+
+    assert [1000, 1000, 500] == asked
+
+
 def test_a_record_is_removed_once_all_nodes_have_said_that_it_can_go():
     play = Play(quorum.collect("a/a", 60, 3))
     assert dict.fromkeys(range(3), Collect("a/a", 60, removing=False)) == play.asked
@@ -683,17 +715,20 @@ def test_a_record_stays_where_one_node_does_not_say_that_it_can_go(other):
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([5000, 4000, 3000], 4000),
-        ([5000, -2, 4000], 4000),
-        ([5000, -2, -2], -2),
-        ([5000, 4000, SILENT], 4000),
-        ([5000, SILENT, SILENT], None),
-        ([-2, -2, SILENT], -2),
+        ([True, True, True], True),
+        ([True, False, True], True),
+        ([True, True, SILENT], True),
+        ([True, False, False], False),
+        ([True, False, SILENT], False),
+        ([True, SILENT, PASSED_OVER], False),
+        ([False, False, SILENT], False),
     ],
 )
-def test_a_reservation_is_what_a_majority_says_it_is(answers, expected):
-    play = Play(quorum.unclaimed_ms("batch/reports-db", 1, "a", 3))
-    assert dict.fromkeys(range(3), Unclaimed("batch/reports-db", 1, "a")) == play.asked
+def test_a_grant_is_recent_if_a_majority_says_so(answers, expected):
+    play = Play(quorum.recent("batch/reports-db", 1, "a", 9000, 3))
+    assert dict.fromkeys(range(3), Recent("batch/reports-db", 1, "a", 9000)) == play.asked
+    assert play.step.enough({0: True, 1: SILENT, 2: True})
+    assert not play.step.enough({0: True, 1: False})
     play.answer(dict(enumerate(answers)))
 
-    assert expected == play.outcome
+    assert expected is play.outcome

@@ -6,17 +6,19 @@
 -- ARGV[3] life of the lease, ms   ARGV[4] holder, JSON
 -- ARGV[5] its longest life, ms    ARGV[6] 1: found the semaphore if there is no record
 -- ARGV[7] the slot, or -1: any    ARGV[8] any: where to begin to look
--- ARGV[9] 1: the token may have had a slot before
+-- ARGV[9] 1: the token may have had a slot before, and its pod was admitted long since
 --
 -- returns {'UNKNOWN'}                  no record, nothing written
---       | {'GRANTED', slot}            written now, or held by this token before
+--       | {'GRANTED', slot}            written now, or held by this token before; with ARGV[9] its reservation has the
+--                                    life asked for, if it still is one
 --       | {'TAKEN'}                    the slot asked for is held by another token
 --       | {'FULL', held, unclaimed, holder, ...}
 --                                    none is free; the holders of the first 20 slots, and how many have not renewed
 --
 -- `bound` is one more than the highest slot ever written: leases at or past the length are looked for only
 -- when there may be any. An entry whose lease is dead counts as free and is overwritten. `longest` is the longest
--- life that any claim to this semaphore has named: no lease can rightly have more left.
+-- life that any claim to this semaphore has named: no lease can rightly have more left. The reservation says when an
+-- admission was granted the slot, in ms of this node's clock, for recent.lua; nothing but a grant writes that.
 
 local record, lease, reservation = KEYS[1], KEYS[2], KEYS[3]
 local token, length, holder = ARGV[1], tonumber(ARGV[2]), ARGV[4]
@@ -55,12 +57,26 @@ local function forget_entries()
 end
 
 local function grant(slot)
-  if ARGV[9] == '1' then forget_entries() end
+  local now = redis.call('TIME')
+  local granted = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+  if ARGV[9] == '1' then
+    forget_entries()
+    granted = ''  -- by no admission: its pod may have been copied since
+  end
   redis.call('SET', lease, holder, 'PX', ARGV[3])
-  redis.call('SET', reservation, '', 'PX', ARGV[3])
-  redis.call('HSET', record, slot, token, 'length', length, 'touched', redis.call('TIME')[1],
+  redis.call('SET', reservation, granted, 'PX', ARGV[3])
+  redis.call('HSET', record, slot, token, 'length', length, 'touched', now[1],
     'bound', math.max(bound, slot + 1), 'longest', longest)
   return {'GRANTED', slot}
+end
+
+-- Who asks for a pod that was admitted before goes by the answer: what is about to lapse must not be taken for granted.
+-- Only a reservation, for a lease that a sidecar has renewed is the sidecar's.
+local function prolong()
+  if redis.call('PEXPIRE', reservation, ARGV[3]) == 1 then
+    redis.call('PEXPIRE', lease, ARGV[3])
+    redis.call('HSET', record, 'longest', longest, 'touched', redis.call('TIME')[1])
+  end
 end
 
 local function slot_held()
@@ -144,7 +160,10 @@ local function full(held)
 end
 
 local before = slot_held()
-if before then return {'GRANTED', before} end
+if before then
+  if ARGV[9] == '1' then prolong() end
+  return {'GRANTED', before}
+end
 -- It has a slot of another semaphore: who knows a pod's token must not take its lease by a pod of the same token.
 if redis.call('EXISTS', lease) == 1 then
   if exact >= 0 then return {'TAKEN'} end

@@ -6,7 +6,8 @@
 -- ARGV[6...] slot, token, life of the lease in ms, of the reservation (below 1: claimed), holder, slot, ...
 --
 -- returns how many leases were written; -1, and nothing is written, if the record came or went meanwhile.
--- A slot that is held here, and a token that has a lease here, are left alone.
+-- A slot that is held here, and a token that has a lease here, are left alone. A reservation is written without the
+-- instant of its grant, which counts as long ago.
 
 if redis.call('EXISTS', KEYS[1]) ~= tonumber(ARGV[3]) then return -1 end
 
