@@ -64,7 +64,7 @@ def test_all_of_very_many_are_read_and_it_is_told_how_far_that_has_come(nodes):
     expected = sorted(f"batch/{number}" for number in range(READ_AT_ONCE * 2 + 1))
     put_records(nodes, expected)
     told: list[tuple[int, int]] = []
-    with semaphores_on(nodes) as semaphores:
+    with semaphores_on(nodes, patience_seconds=10) as semaphores:
         found = semaphores.overview(time.monotonic() + 20, on_read=lambda *counts: told.append(counts))
 
     assert expected == [state.semaphore for state in found.states]
