@@ -77,6 +77,5 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(
         sidecar,
         settings.reservation_seconds,
-        secret=settings.secrets[0],
         waiting_allowed=settings.waiting_allowed,
     )

@@ -3,19 +3,17 @@
 Knows the rules of an admission. Knows neither HTTP nor Redis: the review comes parsed, the semaphores are asked.
 """
 
-import hashlib
-import hmac
 import itertools
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.admission import annotations, holder, injection
 from app.admission.annotations import InvalidAnnotation, SlotRequest, WhenFull, WhenUnavailable
 from app.admission.injection import Carried, Pod, Sidecar
 from app.admission.review import Reason, Review, Verdict
+from app.admission.seal import signed
 from app.logs import shortened
 from app.semaphore.model import Claim, Full, Grant, Outcome, Unavailable
 from app.semaphore.semaphores import Semaphores
@@ -31,8 +29,6 @@ class Rules:
 
     sidecar: Sidecar
     reservation_seconds: int
-    # Known to all replicas, so that each makes the same tokens of one review, and to nobody else.
-    secret: bytes = field(repr=False)
     # Whether a reconciler runs, which gives slots to the pods that wait.
     waiting_allowed: bool
     wall_clock: Callable[[], float] = time.time
@@ -81,7 +77,7 @@ def decide(semaphores: Semaphores, rules: Rules, review: Review, deadline: float
         lease_ms=request.expiration_seconds * 1000,
         holder=holder.holder_of(review.pod, int(rules.wall_clock()), request.expiration_seconds),
     )
-    outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.secret), deadline)
+    outcome = semaphores.acquire(claim, tokens(review.uid, semaphore, rules.sidecar.secret), deadline)
     return _verdict(outcome, review.pod, request, rules, semaphore)
 
 
@@ -91,8 +87,7 @@ def tokens(review_uid: str, semaphore: str, secret: bytes) -> Iterator[str]:
     A review that the API server repeats so finds the slot it took before, if the first try had granted it.
     """
     for attempt in itertools.count():
-        name = json.dumps([review_uid, semaphore, attempt]).encode()
-        yield hmac.new(secret, name, hashlib.sha256).hexdigest()[:32]
+        yield signed(secret, review_uid, semaphore, attempt)
 
 
 def _leave_alone(pod: Pod, rules: Rules) -> Verdict:
@@ -121,7 +116,7 @@ def _wait(review: Review, pod: Pod, request: SlotRequest, rules: Rules, semaphor
     if review.dry_run:
         patch = _patch(pod, request, rules, semaphore, slot=None, token=secrets.token_hex(16))
         return Verdict.allow(Reason.DRY_RUN, patch=patch, semaphore=semaphore)
-    token = next(tokens(review.uid, semaphore, rules.secret))
+    token = next(tokens(review.uid, semaphore, rules.sidecar.secret))
     is_gated = injection.has_gate(pod, rules.gate_name)
     if is_gated and injection.carried(pod, rules.container_name) == Carried(token, semaphore, slot=None):
         return Verdict.allow(Reason.REINVOKED, semaphore=semaphore)

@@ -37,7 +37,9 @@ class Sidecar:
     variant: str
     requests: Mapping[str, str]  # resources by their names, as of a container
     limits: Mapping[str, str]
-    secret: bytes = field(repr=False)  # for seals
+    # Under which tokens and seals are made. Known to all replicas, so that each makes the same tokens of one review, to
+    # reconcilers, who know seals by it, and to nobody else.
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

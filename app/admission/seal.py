@@ -12,11 +12,15 @@ import json
 from collections.abc import Iterable
 
 
+def signed(secret: bytes, *told: str | int) -> str:
+    """What only who knows the secret can make of these: 128 bits in hex, under HMAC-SHA256."""
+    return hmac.new(secret, json.dumps(told).encode(), hashlib.sha256).hexdigest()[:32]
+
+
 def seal_of(secret: bytes, *, semaphore: str, token: str, expiration_seconds: str) -> str:
-    """128 bits in hex, under HMAC-SHA256."""
+    """The seal of what a sidecar is told."""
     # Four items, where a token is made of three: neither is ever the other.
-    told = json.dumps(["seal", semaphore, token, expiration_seconds]).encode()
-    return hmac.new(secret, told, hashlib.sha256).hexdigest()[:32]
+    return signed(secret, "seal", semaphore, token, expiration_seconds)
 
 
 def is_sealed(seal: str, secrets: Iterable[bytes], *, semaphore: str, token: str, expiration_seconds: str) -> bool:

@@ -20,10 +20,8 @@ from app.admission.annotations import GREATEST_LENGTH
 from tests.bench.admissions import PER_SECOND, SHARED_KEYS, at_once, cpu_seconds
 from tests.bench.nothing import running_nothing, running_only_answering
 from tests.bench.report import Report
-from tests.e2e.binaries import MissingError, find
 from tests.harness.control_plane import (
     HOOKS,
-    PROGRAMS,
     Connection,
     ControlPlane,
     Object,
@@ -160,13 +158,7 @@ def a_pod(name: str, *, asks: bool) -> Object:
 
 
 def measure(report: Report) -> None:
-    """Pods per second, and what CPU time they cost whom."""
-    try:
-        for name in PROGRAMS:
-            find(name)
-    except MissingError as error:
-        report.note(f"{PART}: not measured: {error}")
-        return
+    """Pods per second, and what CPU time they cost whom. Raises MissingError."""
     with ExitStack() as stack:
         running = stack.enter_context(scene())
         hooks = {

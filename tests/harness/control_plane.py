@@ -234,7 +234,9 @@ class ControlPlane:
 
 @contextmanager
 def running_control_plane() -> Iterator[ControlPlane]:
-    """One that is ready, and gone at the end. Raises MissingError."""
+    """One that is ready, and gone at the end. Raises MissingError, before anything is started."""
+    for name in PROGRAMS:
+        find(name)
     with tempfile.TemporaryDirectory() as folder, closing(ControlPlane(Path(folder))) as plane:
         plane.await_ready()
         yield plane
